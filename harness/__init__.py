@@ -1,0 +1,1 @@
+"""The engine: it names no particular method, corpus or eval."""

@@ -1,0 +1,100 @@
+"""What the Snakefile's rules ask of a suite: keys, inputs, limits. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+from harness import suite as suites
+from harness.closure import code_hash
+from harness.failures import UserError
+from harness.plugins import ROOT, find_plugin
+from harness.suite import Suite, Training, catalogue, load_suite
+
+
+def suite(config: dict) -> Suite:
+    """The suite that ``--config suite=`` names (``quick``), checked; ends Snakemake with one clear message if it is wrong.
+
+    ``--config code=pinned`` keeps finished runs whose code has changed since, and marks them stale in the tables.
+    """
+    code = config.get("code", os.environ.get("TUNING_FORK_CODE", "current"))
+    if code not in ("current", "pinned"):
+        sys.exit(f"--config code={code}: it is 'current' (run again what has changed) or 'pinned' (keep it, marked stale)")
+    os.environ["TUNING_FORK_CODE"] = code
+    try:
+        loaded = load_suite(str(config.get("suite", "quick")))
+        for training in loaded.trainings:  # every key now: a defect in any plug-in shows before anything runs
+            for evaluation in training.evals:
+                training.score_key(evaluation)
+        return loaded
+    except (UserError, ValueError) as error:
+        sys.exit(f"\n{error}\n")
+
+
+def plan_key(loaded: Suite) -> str:
+    return suites._hash(loaded.plan())
+
+
+def asset_key(name: str) -> str:
+    kind = "models" if name in catalogue()["models"] else "data"
+    return suites._hash(suites._sources(kind, name))
+
+
+def is_fetched(name: str) -> bool:
+    """Whether an asset comes from somewhere: a random-init model is made where it is used."""
+    return "tiny" not in catalogue()["models"].get(name, {})
+
+
+def identity(training: Training, evaluation: str | None = None) -> str:
+    """What a record written by the supervisor says of its cell."""
+    facts = {**training.identity, "key": training.key}
+    if evaluation:
+        facts |= {"eval": evaluation}
+    return json.dumps(facts)
+
+
+def limits(loaded: Suite) -> str:
+    """The supervisor's limits as the suite sets them."""
+    memory, minutes = loaded.limits["memory_mb"], loaded.limits["wall_minutes"]
+    options = [f"--memory-mb {memory}"] if memory else []
+    options += [f"--wall-seconds {minutes * 60:g}"] if minutes else []
+    return " ".join(options)
+
+
+def cost_cell(loaded: Suite, wildcards: object) -> Training:
+    """The training that stands for a (model, corpus, variant) in stage cost."""
+    wanted = (wildcards.model, wildcards.corpus, wildcards.variant)
+    return next(t for t in loaded.costs if (t.model, t.corpus, t.variant) == wanted)
+
+
+def eval_assets(evaluation: str) -> list[str]:
+    return list(find_plugin("evals", evaluation).names("assets"))
+
+
+def score_inputs(loaded: Suite, w: object, assets: object) -> list[str]:
+    """Predictions; the majority row needs the rows themselves instead."""
+    training = loaded.training(w.model, w.corpus, w.variant, w.seed)
+    if w.variant == "majority":
+        corpus = find_plugin("corpora", w.corpus).names("assets")
+        return assets([*corpus, *eval_assets(w.eval)])
+    return [str(suites.predict_record(training, w.eval)), *assets(eval_assets(w.eval))]
+
+
+def scores(loaded: Suite, corpus: str | None = None) -> list[str]:
+    """Score records of the suite, or of one corpus."""
+    chosen = [t for t in loaded.trainings if corpus in (None, t.corpus)]
+    return [str(suites.score_record(t, e)) for t in chosen for e in t.evals]
+
+
+def costs(loaded: Suite) -> list[str]:
+    return [str(suites.cost_record(t)) for t in loaded.costs]
+
+
+def corpora(loaded: Suite) -> list[str]:
+    return list(dict.fromkeys(t.corpus for t in loaded.trainings))
+
+
+def evidence_key(module: str) -> str:
+    """Hash of a module of evidence/ and what it imports: changing a plot draws that plot again."""
+    return code_hash([ROOT / "evidence" / f"{module}.py"])

@@ -1,0 +1,215 @@
+"""Examples -> rows of token ids -> the rows of each step -> padded micro-batches.
+
+Loss looks at ``targets``: for a decoder the completion and the end-of-text token, for an encoder the label.
+A row is cut to ``max_length`` tokens, its prompt from the left first. Rows of a step are sorted by length, so a
+micro-batch is padded to its own longest row only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from harness.contract import Completion, Conversation, Corpus, Example, Labelled, SequenceToSequence, Text
+from harness.failures import UserError
+
+IGNORE = -100  # a target position without loss, as in transformers
+
+
+@dataclass(frozen=True)
+class Row:
+    """One encoded example. ``targets[i]`` is the token that ``ids[i]`` is (decoder) or its own sequence (seq2seq)."""
+
+    ids: Any  # list of token ids, or an image array (channels, height, width)
+    targets: Any  # list of ids with IGNORE where there is no loss; or the label
+    types: tuple[int, ...] | None = None  # token types of a pair (BERT)
+    cut: bool = False
+
+    @property
+    def length(self) -> int:
+        return len(self.ids) if isinstance(self.ids, list) else 1
+
+    @property
+    def supervised(self) -> int:
+        return sum(t != IGNORE for t in self.targets) if isinstance(self.targets, list) else 1
+
+
+def encode(examples: Sequence[Example], corpus: Corpus, tokenizer: Any, kind: str, max_length: int) -> list[Row]:
+    """Rows of all examples for a model of that kind. Raises UserError naming the first row that cannot be trained on."""
+    rows = []
+    for number, example in enumerate(examples):
+        try:
+            rows.append(_encode(example, corpus, tokenizer, kind, max_length))
+        except ValueError as error:
+            raise UserError(f"corpus {type(corpus).__name__} row {number}: {error}") from None
+    if not rows:
+        raise UserError(f"corpus {type(corpus).__name__} {corpus.task} has no examples in this split")
+    return rows
+
+
+def _encode(example: Example, corpus: Corpus, tokenizer: Any, kind: str, max_length: int) -> Row:
+    if kind in ("encoder", "image"):
+        if not isinstance(example, Labelled):
+            raise ValueError(f"a model with a task head needs Labelled examples, not {type(example).__name__}")
+        return _labelled(example, tokenizer, kind, max_length)
+    if isinstance(example, Conversation):
+        return _conversation(example, tokenizer, max_length)
+    if isinstance(example, Text):
+        ids = tokenizer(example.text, add_special_tokens=False)["input_ids"]
+        if len(ids) < 2:
+            raise ValueError("running text of fewer than two tokens has nothing to predict")
+        return Row(ids[:max_length], [IGNORE, *ids[1:max_length]], cut=len(ids) > max_length)
+    prompt, completion = _as_completion(example, corpus)
+    if not completion.strip():
+        raise ValueError("the completion is empty; remove the row or give it a text")
+    if kind == "seq2seq":
+        source = tokenizer(prompt)["input_ids"]
+        target = tokenizer(completion.strip())["input_ids"]
+        return Row(source[:max_length], target[:max_length], cut=max(len(source), len(target)) > max_length)
+    return _completion(prompt, completion, tokenizer, max_length)
+
+
+def _as_completion(example: Example, corpus: Corpus) -> tuple[str, str]:
+    if isinstance(example, Completion):
+        return example.prompt, example.completion
+    if isinstance(example, SequenceToSequence):
+        return corpus.prompt(example), " " + example.target
+    word = corpus.classes[int(example.label)] if corpus.classes else f"{example.label:g}"
+    return corpus.prompt(example), " " + word
+
+
+def _completion(prompt: str, completion: str, tokenizer: Any, max_length: int) -> Row:
+    """Tokens of prompt + completion encoded as one text, as lm-evaluation-harness scores it; then the end of text."""
+    whole = tokenizer(prompt + completion, add_special_tokens=False)["input_ids"]
+    start = len(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+    start = max(1, min(start, len(whole) - 1))  # a decoder predicts nothing before its first token
+    whole = [*whole, tokenizer.eos_token_id]
+    over = max(0, len(whole) - max_length)
+    lost = min(over, start - 1)  # of the prompt, from the left
+    ids = whole[lost:][:max_length]
+    first = start - lost
+    if first >= len(ids):
+        raise ValueError(f"max_length {max_length} leaves no room for the completion")
+    return Row(ids, [IGNORE] * first + ids[first:], cut=over > 0)
+
+
+def _conversation(example: Conversation, tokenizer: Any, max_length: int) -> Row:
+    """Turns by the tokenizer's chat template (or "role: content" lines); assistant turns are supervised."""
+    ids: list[int] = []
+    targets: list[int] = []
+    for role, content in example.turns:
+        head, body = _turn(role, content, tokenizer)
+        for text, loss in ((head, False), (body, role == "assistant")):
+            piece = tokenizer(text, add_special_tokens=False)["input_ids"]
+            ids += piece
+            targets += piece if loss else [IGNORE] * len(piece)
+    if all(t == IGNORE for t in targets[1:max_length]):
+        raise ValueError(f"no assistant turn within max_length {max_length}: nothing to learn")
+    targets[0] = IGNORE
+    return Row(ids[:max_length], targets[:max_length], cut=len(ids) > max_length)
+
+
+def _turn(role: str, content: str, tokenizer: Any) -> tuple[str, str]:
+    if "<|im_start|>" in (getattr(tokenizer, "chat_template", None) or ""):
+        return f"<|im_start|>{role}\n", f"{content}<|im_end|>\n"
+    return f"{role}: ", f"{content}{tokenizer.eos_token}\n"
+
+
+def _labelled(example: Labelled, tokenizer: Any, kind: str, max_length: int) -> Row:
+    if kind == "image":
+        pixels = torch.as_tensor(np.asarray(example.input)).permute(2, 0, 1).float() / 127.5 - 1
+        return Row(pixels, example.label)
+    pair = example.input if isinstance(example.input, tuple) else (example.input,)
+    encoded = tokenizer(*pair, truncation=True, max_length=max_length)
+    types = encoded.get("token_type_ids")
+    return Row(list(encoded["input_ids"]), example.label, tuple(types) if types else None)
+
+
+# --------------------------------------------------------------------------- order
+
+
+def order(lengths: Sequence[int], steps: int, batch_size: int, bucketing: int, seed: int) -> list[list[int]]:
+    """Row numbers of each step: passes over shuffled rows, sorted by length within ``bucketing`` steps.
+
+    The order depends on rows, protocol and seed only, so every method of a suite sees the same.
+    """
+    generator = np.random.default_rng(seed)
+    need, stream = steps * batch_size, []
+    while len(stream) < need:
+        stream += generator.permutation(len(lengths)).tolist()
+    batches: list[list[int]] = []
+    window = bucketing * batch_size
+    for start in range(0, need, window):
+        rows = sorted(stream[start : min(start + window, need)], key=lambda row: -lengths[row])
+        cut = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+        batches += [cut[i] for i in generator.permutation(len(cut))]
+    return batches
+
+
+# --------------------------------------------------------------------------- micro-batches
+
+
+@dataclass
+class MicroBatch:
+    """Model inputs, where the loss looks, and how many targets there are.
+
+    ``positions``: (n,) indices into the flattened (rows * length) logits; None for a task head.
+    ``targets``: (n,) token ids or classes (int64), or values (float32).
+    """
+
+    inputs: dict[str, torch.Tensor]
+    positions: torch.Tensor | None
+    targets: torch.Tensor
+    tokens: int  # supervised
+    total_tokens: int  # without padding
+
+    def to(self, device: torch.device) -> MicroBatch:
+        if device.type == "cpu":
+            return self
+        self.inputs = {k: v.to(device, non_blocking=True) for k, v in self.inputs.items()}
+        self.positions = None if self.positions is None else self.positions.to(device, non_blocking=True)
+        self.targets = self.targets.to(device, non_blocking=True)
+        return self
+
+
+def micro_batches(rows: Sequence[Row], size: int, kind: str, pad: int) -> list[MicroBatch]:
+    """The rows of one step as micro-batches of at most ``size`` rows, longest first."""
+    rows = sorted(rows, key=lambda row: -row.length)
+    return [collate(rows[i : i + size], kind, pad) for i in range(0, len(rows), size)]
+
+
+def collate(rows: Sequence[Row], kind: str, pad: int) -> MicroBatch:
+    """Pad to the longest of these rows, on the right."""
+    total = sum(row.length for row in rows)
+    if kind == "image":
+        inputs = {"pixel_values": torch.stack([row.ids for row in rows])}
+        return MicroBatch(inputs, None, _labels(rows), len(rows), total)
+    inputs = {"input_ids": _padded([r.ids for r in rows], pad), "attention_mask": _padded([[1] * r.length for r in rows], 0)}
+    if kind == "encoder":
+        if rows[0].types is not None:
+            inputs["token_type_ids"] = _padded([list(r.types) for r in rows], 0)
+        return MicroBatch(inputs, None, _labels(rows), len(rows), total)
+    targets = _padded([r.targets for r in rows], IGNORE)
+    if kind == "seq2seq":
+        inputs["labels"] = targets  # taken out by the loop, which derives the decoder's inputs
+        positions = (targets.flatten() != IGNORE).nonzero().squeeze(1)
+        chosen = targets.flatten()[positions]
+        return MicroBatch(inputs, positions, chosen, len(chosen), total + len(chosen))
+    shifted = torch.full_like(targets, IGNORE)
+    shifted[:, :-1] = targets[:, 1:]  # logits at position t predict the token at t + 1
+    positions = (shifted.flatten() != IGNORE).nonzero().squeeze(1)
+    return MicroBatch(inputs, positions, shifted.flatten()[positions], len(positions), total)
+
+
+def _padded(lists: Sequence[list[int]], value: int) -> torch.Tensor:
+    width = max(len(ids) for ids in lists)
+    return torch.tensor([[*ids, *[value] * (width - len(ids))] for ids in lists])
+
+
+def _labels(rows: Sequence[Row]) -> torch.Tensor:
+    floating = any(isinstance(row.targets, float) for row in rows)
+    return torch.tensor([row.targets for row in rows], dtype=torch.float32 if floating else torch.int64)

@@ -1,0 +1,213 @@
+"""The training loop, whole: every step of every method goes through ``run_steps``.
+
+A step: before_step; micro-batches (forward, backward, after_micro_batch); after_backward; clip; optimizer step;
+after_step; zero_grad. Loss = sum over the step's supervised targets / their number, however it is split.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from harness.contract import Method, Probe, Step
+from harness.data import MicroBatch
+from harness.loss import SupervisedLogits, loss_sum, training_mode
+from harness.measure import Curve
+from harness.seeds import Streams
+
+AUTOCAST = {"bfloat16-mixed": torch.bfloat16}
+
+
+class Diverged(Exception):
+    """The loss or the gradient is no longer a number."""
+
+
+@dataclass
+class State:
+    """Where a training stands; with the model's and the optimizers' state it is all that a resumption needs."""
+
+    step: int = 0  # the next one
+    schedule_start: int = 0  # the step at which the present schedule began
+    supervised_tokens: int = 0
+    total_tokens: int = 0
+    trained: list[str] = field(default_factory=list)  # parameters that have trained at any time
+    first_loss: float | None = None
+    last_loss: float | None = None
+
+
+class Trainer:
+    """A model, a method and their optimizers in the middle of a training."""
+
+    def __init__(self, model: nn.Module, method: Method, protocol: dict, streams: Streams, total: int, head: Sequence = ()):
+        self.model, self.method, self.protocol, self.streams, self.total = model, method, protocol, streams, total
+        self.head = [parameter for _, parameter in head]
+        self.state = State()
+        self.autocast = AUTOCAST.get(protocol["precision"])
+        self.device = next(model.parameters()).device
+        self.optimizers: list[torch.optim.Optimizer] = []
+
+    def build_optimizers(self) -> None:
+        """The method's optimizer over what trains now; an encoder's head gets its own AdamW under every method."""
+        for parameter in self.head:
+            parameter.requires_grad_(False)
+        self.streams.seed_torch("init", "optimizer", self.state.step)
+        self.optimizers = [self.method.optimizer(self.model)]
+        for parameter in self.head:
+            parameter.requires_grad_(True)
+        if self.head:
+            rate = self.protocol["head_learning_rate"]
+            self.optimizers.append(torch.optim.AdamW(self.head, lr=rate, weight_decay=0.0, fused=True))
+        for group in self.groups():
+            group.setdefault("peak_lr", group["lr"])
+        known = set(self.state.trained)
+        self.state.trained += [n for n, p in self.model.named_parameters() if p.requires_grad and n not in known]
+
+    def groups(self) -> Iterator[dict]:
+        for optimizer in self.optimizers:
+            yield from optimizer.param_groups
+
+    def set_learning_rate(self) -> float:
+        """Drive every group's rate by the protocol's schedule; the first group's rate."""
+        span = self.total - self.state.schedule_start
+        factor = schedule(self.protocol, self.state.step - self.state.schedule_start, span)
+        for group in self.groups():
+            group["lr"] = group["peak_lr"] * factor
+        return next(self.groups())["lr"]
+
+    def step(self, batches: list[MicroBatch], logits: SupervisedLogits, curve: Curve) -> None:
+        """One optimizer step over the micro-batches; its numbers go to the curve."""
+        state, method, model = self.state, self.method, self.model
+        tokens = sum(batch.tokens for batch in batches)
+        step = Step(state.step, self.total, self.set_learning_rate(), 0, len(batches), tokens, None, curve.log, curve.clock)
+        self._hook("before_step", step)
+        total = torch.zeros((), device=self.device)
+        for number, batch in enumerate(batches):
+            batch = batch.to(self.device)
+            step.micro_batch, step.mask = number, batch.inputs.get("attention_mask")
+            self.streams.seed_torch("dropout", state.step, number)
+            loss = loss_sum(model, batch, logits, self.autocast)
+            total += loss.detach()
+            loss = loss / tokens
+            penalty = method.penalty(model) if number == len(batches) - 1 else None
+            (loss if penalty is None else loss + penalty).backward()
+            self._hook("after_micro_batch", step)
+        self._hook("after_backward", step)
+        norm = method.clip(model, self.protocol["max_grad_norm"] or math.inf)
+        with curve.update_ratio(model, state.step, self.total):
+            for optimizer in self.optimizers:
+                optimizer.step()
+        changed = self._hook("after_step", step)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        state.step += 1
+        state.supervised_tokens += tokens
+        state.total_tokens += sum(batch.total_tokens for batch in batches)
+        curve.step(state.step - 1, total / tokens, step.learning_rate, norm, tokens)
+        if changed and state.step < self.total:
+            for parameter in model.parameters():
+                parameter.grad = None
+            state.schedule_start = state.step
+            self.build_optimizers()
+
+    def restore_hook(self) -> None:
+        """``before_step`` once after a restore or before a validation, so that derived tensors exist."""
+        rate = next(self.groups())["lr"] if self.optimizers else 0.0
+        self._hook("before_step", Step(self.state.step, self.total, rate))
+
+    def _hook(self, name: str, step: Step) -> object:
+        self.streams.seed_torch("init", name, step.index, step.micro_batch)
+        return getattr(self.method, name)(self.model, step)
+
+
+def run_steps(
+    trainer: Trainer,
+    steps: Sequence[list[MicroBatch]] | Callable[[int], list[MicroBatch]],
+    curve: Curve,
+    *,
+    between: Callable[[], None] = lambda: None,
+) -> None:
+    """Train from ``trainer.state.step`` to the end. ``between`` runs after every step (checkpoints, validation, signals).
+
+    ``steps(i)`` (or ``steps[i]``) gives the micro-batches of step i. Raises Diverged when the loss is not finite.
+    """
+    get = steps if callable(steps) else steps.__getitem__
+    if not trainer.optimizers:
+        trainer.build_optimizers()
+    with SupervisedLogits(trainer.model) as logits, training_mode(trainer.model, True):
+        while trainer.state.step < trainer.total:
+            trainer.step(get(trainer.state.step), logits, curve)
+            for number, loss, norm in curve.flush(force=trainer.state.step == trainer.total):
+                if trainer.state.first_loss is None:
+                    trainer.state.first_loss = loss
+                trainer.state.last_loss = loss
+                if not (math.isfinite(loss) and math.isfinite(norm)):
+                    what = "loss" if not math.isfinite(loss) else "gradient norm"
+                    raise Diverged(f"the {what} is {loss if what == 'loss' else norm} at step {number}")
+            between()
+
+
+def schedule(protocol: dict, index: int, span: int) -> float:
+    """Learning-rate factor of step ``index`` of ``span``: linear warm-up, then constant, linear or cosine to zero."""
+    warmup = math.ceil(protocol["warmup_fraction"] * span)
+    if index < warmup:
+        return (index + 1) / warmup
+    progress = (index - warmup) / max(1, span - warmup)
+    kind = protocol["schedule"]
+    return {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}[kind]
+
+
+class TrainingProbe(Probe):
+    """Micro-batches of the training's own stream, counted in its budget of tokens."""
+
+    def __init__(self, trainer: Trainer, batches: Callable[[int], MicroBatch]):
+        self.trainer, self.micro_batch, self.tokens = trainer, batches, 0
+
+    def batches(self, count: int) -> Iterator[dict]:
+        for number in range(count):
+            yield self._take(number).inputs
+
+    def mean_gradients(self, parameters: Sequence[str], count: int) -> Iterator[tuple[str, Tensor]]:
+        """Mean over ``count`` micro-batches of the gradient of their mean loss, in training mode, weight by weight.
+
+        All weights' gradients come from one backward a batch, each moved out and freed as soon as it is complete.
+        """
+        model = self.trainer.model
+        chosen = dict(model.named_parameters())
+        sums: dict[str, Tensor] = {}
+        before = {name: p.requires_grad for name, p in chosen.items()}
+        for name, parameter in chosen.items():
+            parameter.requires_grad_(name in set(parameters))
+        handles = [chosen[n].register_post_accumulate_grad_hook(_move_out(sums, n, count)) for n in parameters]
+        try:
+            with SupervisedLogits(model) as logits, training_mode(model, True):
+                for number in range(count):
+                    batch = self._take(number)
+                    self.trainer.streams.seed_torch("probe", "dropout", number)
+                    (loss_sum(model, batch, logits, self.trainer.autocast) / batch.tokens).backward()
+        finally:
+            for handle in handles:
+                handle.remove()
+            for name, parameter in chosen.items():
+                parameter.requires_grad_(before[name])
+        for name in parameters:
+            yield name, sums.pop(name)
+
+    def _take(self, number: int) -> MicroBatch:
+        batch = self.micro_batch(number).to(self.trainer.device)
+        self.tokens += batch.total_tokens
+        return batch
+
+
+def _move_out(sums: dict[str, Tensor], name: str, count: int) -> Callable[[Tensor], None]:
+    """A hook that adds a finished gradient to ``sums`` in host memory and frees it."""
+
+    def hook(parameter: Tensor) -> None:
+        gradient = parameter.grad.detach().float().cpu() / count
+        sums[name] = gradient if name not in sums else sums[name].add_(gradient)
+        parameter.grad = None
+
+    return hook

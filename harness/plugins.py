@@ -1,0 +1,201 @@
+"""Find methods, corpora and evals by file name; read their fields with ``ast``; load them by path.
+
+``methods/lora.py`` is the method ``lora``; ``corpora/sentence_pairs.py`` with task "en-de" is ``sentence-pairs-en-de``.
+A leading underscore marks shared parts. Finding runs no plug-in code, so a typo is refused before anything starts.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import functools
+import importlib
+import sys
+import types
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness.failures import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+BASES = {"methods": "Method", "corpora": "Corpus", "evals": "Eval"}
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A plug-in as read from its source. ``fields`` maps each dataclass field to its default (``...``: none readable)."""
+
+    kind: str
+    name: str
+    path: Path
+    task: str
+    class_name: str
+    fields: dict[str, Any] = field(hash=False)
+    attributes: dict[str, Any] = field(hash=False)
+    methods: frozenset[str] = frozenset()
+
+    def names(self, attribute: str) -> tuple[str, ...]:
+        """A tuple of names such as ``assets`` or ``evals``, with the task filled in."""
+        return tuple(value.replace("{task}", self.task) for value in self.attributes.get(attribute) or ())
+
+    @property
+    def label(self) -> str:
+        return (self.attributes.get("label") or self.name).replace("{task}", self.task)
+
+
+def available(kind: str) -> list[str]:
+    """Names of all plug-ins of a kind, each task of a file under its own name."""
+    names = []
+    for path in sorted((ROOT / kind).glob("[!_]*.py")):
+        stem = path.stem.replace("_", "-")
+        tasks = _describe(kind, path)[2].get("tasks") or ()
+        names += [f"{stem}-{task}" for task in tasks] or [stem]
+    return names
+
+
+@functools.cache
+def find_plugin(kind: str, name: str) -> Plugin:
+    """The plug-in of that name. Raises UserError with the nearest names when there is none."""
+    stem, parts = name.replace("-", "_"), name.split("-")
+    for cut in range(len(parts), 0, -1):
+        path = ROOT / kind / ("_".join(parts[:cut]) + ".py")
+        task = "-".join(parts[cut:])
+        if not path.is_file() or path.name.startswith("_"):
+            continue
+        class_name, fields, attributes, methods = _describe(kind, path)
+        tasks = attributes.get("tasks") or ()
+        if (task in tasks) if task or tasks else True:
+            return Plugin(kind, name, path, task, class_name, fields, attributes, methods)
+        raise UserError(
+            f"{kind}/{path.name} has the tasks {', '.join(tasks) or '(none)'}: "
+            + (f"'{task}' is not one of them" if task else f"name one, as in {parts[0]}-{tasks[0]}")
+        )
+    near = difflib.get_close_matches(name, available(kind), n=3, cutoff=0.5)
+    hint = f"Did you mean {' or '.join(near)}?" if near else f"There are: {', '.join(available(kind))}."
+    raise UserError(f"no {BASES[kind].lower()} '{name}': {kind}/{stem}.py does not exist. {hint}")
+
+
+def check_fields(plugin: Plugin, given: dict, where: str) -> None:
+    """Refuse a field that the plug-in does not have."""
+    for key in given:
+        if key not in plugin.fields or (key == "task" and plugin.kind != "methods"):
+            near = difflib.get_close_matches(key, plugin.fields, n=1, cutoff=0.5)
+            hint = f"Did you mean '{near[0]}'? " if near else ""
+            raise UserError(f"{where}: {plugin.name} has no field '{key}'. {hint}It has: {', '.join(plugin.fields)}.")
+
+
+def load_plugin(kind: str, name: str, **fields: Any) -> Any:
+    """Import the plug-in's file and construct its class with ``fields`` (the task is filled in for corpora and evals)."""
+    plugin = find_plugin(kind, name)
+    check_fields(plugin, fields, f"{kind}/{plugin.path.name}")
+    package = f"tuning_fork_{kind}"
+    if package not in sys.modules:
+        module = types.ModuleType(package, f"Plug-ins of {kind}/, loaded by path.")
+        module.__path__ = [str(ROOT / kind)]
+        sys.modules[package] = module
+    loaded = importlib.import_module(f"{package}.{plugin.path.stem}")
+    if kind != "methods":
+        fields["task"] = plugin.task
+    for key, value in fields.items():
+        if isinstance(value, list):
+            fields[key] = tuple(value)
+    return getattr(loaded, plugin.class_name)(**fields)
+
+
+# --------------------------------------------------------------------------- reading source
+
+
+def _describe(kind: str, path: Path) -> tuple[str, dict, dict, frozenset]:
+    """(class name, fields, class attributes, method names) of the one public class of a plug-in file."""
+    tree = _parse(path)
+    public = [node for node in tree.body if isinstance(node, ast.ClassDef) and not node.name.startswith("_")]
+    where = f"{kind}/{path.name}"
+    if len(public) != 1:
+        found = ", ".join(node.name for node in public) or "none"
+        raise UserError(f"{where} must define exactly one public class, found {found}. Start others with an underscore.")
+    fields: dict[str, Any] = {}
+    attributes: dict[str, Any] = {}
+    methods: set[str] = set()
+    if not _collect(path, public[0].name, fields, attributes, methods):
+        raise UserError(f"{where}: class {public[0].name} must derive from harness.contract.{BASES[kind]}.")
+    return public[0].name, fields, attributes, frozenset(methods)
+
+
+@functools.cache
+def _parse(path: Path) -> ast.Module:
+    try:
+        return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    except SyntaxError as error:
+        raise UserError(f"{path.parent.name}/{path.name}:{error.lineno}: not valid Python: {error.msg}") from None
+
+
+def local_imports(path: Path, tree: ast.AST) -> list[tuple[Path, str, str]]:
+    """(file, name in it, name here) of every import of a file of this project; the name is "" for a whole module."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            folder = path.parent if node.level else ROOT
+            base = folder.joinpath(*(node.module or "").split(".")) if node.module else folder
+            for alias in node.names:
+                if base.with_suffix(".py").is_file():
+                    found.append((base.with_suffix(".py"), alias.name, alias.asname or alias.name))
+                elif (base / f"{alias.name}.py").is_file():
+                    found.append((base / f"{alias.name}.py", "", alias.asname or alias.name))
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                target = ROOT.joinpath(*alias.name.split(".")).with_suffix(".py")
+                if target.is_file():
+                    found.append((target, "", alias.asname or alias.name))
+    return found
+
+
+def _collect(path: Path, class_name: str, fields: dict, attributes: dict, methods: set) -> bool:
+    """Add the class's fields, attributes and methods, its bases' first; True when it derives from the contract."""
+    tree = _parse(path)
+    node = next((n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == class_name), None)
+    if node is None:
+        return False
+    contract = path == ROOT / "harness" / "contract.py"
+    derives = contract and class_name in BASES.values()
+    imported = {here: (file, name) for file, name, here in local_imports(path, tree)}
+    for base in node.bases:
+        if isinstance(base, ast.Name):
+            file, name = imported.get(base.id, (path, base.id))
+            derives |= _collect(file, name, fields, attributes, methods)
+    for item in node.body:
+        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
+            if "ClassVar" in ast.unparse(item.annotation):
+                attributes[item.target.id] = _literal(item.value)
+            else:
+                fields[item.target.id] = _default(item.value)
+                attributes[item.target.id] = fields[item.target.id]
+        elif isinstance(item, ast.Assign):
+            for target in item.targets:
+                if isinstance(target, ast.Name):
+                    attributes[target.id] = _literal(item.value)
+                    if target.id in fields:
+                        fields[target.id] = attributes[target.id]
+        elif isinstance(item, ast.FunctionDef) and not contract:
+            methods.add(item.name)
+    return derives
+
+
+def _literal(node: ast.expr | None) -> Any:
+    if node is None:
+        return ...
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return ast.unparse(node)
+
+
+def _default(node: ast.expr | None) -> Any:
+    """A field's default: of ``x: int = 3``, ``field(default=3, ...)`` or ``field(default_factory=dict)``."""
+    if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == "field":
+        given = {word.arg: word.value for word in node.keywords}
+        if "default" in given:
+            return _literal(given["default"])
+        factory = ast.unparse(given["default_factory"]) if "default_factory" in given else None
+        return {"dict": {}, "list": [], "tuple": ()}.get(factory, factory if factory else ...)
+    return _literal(node)

@@ -1,0 +1,60 @@
+"""Records: small versioned JSON files, written last and atomically. Imports neither torch nor the rest of the harness."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 1
+STATUSES = ("ok", "diverged", "oom", "timeout", "error", "skipped", "judge_pending")
+
+
+def write(path: Path, record: dict) -> None:
+    """Write ``record`` to ``path``: temporary name, flush to disk, rename. A reader sees all of it or none."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if record.get("status") not in STATUSES:
+        raise ValueError(f"{path}: a record's status is one of {', '.join(STATUSES)}, not {record.get('status')!r}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    text = json.dumps({"schema": SCHEMA, **record}, indent=1, ensure_ascii=False, default=_plain) + "\n"
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def read(path: Path) -> dict:
+    """The record at ``path``. Raises ValueError naming the file when it is no record of this schema."""
+    try:
+        record = json.loads(Path(path).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not valid JSON ({error}). Delete it and run again.") from None
+    if not isinstance(record, dict) or record.get("schema") != SCHEMA:
+        found = record.get("schema") if isinstance(record, dict) else type(record).__name__
+        raise ValueError(f"{path}: record schema {found}, this version reads {SCHEMA}. Delete it and run again.")
+    return record
+
+
+def digest(path: Path) -> str:
+    """sha256 of a file, as hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_entry(path: Path) -> dict:
+    """What a record says of a large file beside it: name, sha256, bytes."""
+    path = Path(path)
+    return {"file": path.name, "sha256": digest(path), "bytes": path.stat().st_size}
+
+
+def _plain(value: Any) -> Any:
+    """Numbers of numpy and torch as Python's; paths as text."""
+    if hasattr(value, "item"):
+        return value.item()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} does not belong in a record")

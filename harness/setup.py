@@ -1,0 +1,149 @@
+"""From a cell to a model, a method and batches, ready to train: shared by the stages train, cost and plan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from harness import data, models
+from harness.assets import asset_folder
+from harness.contract import Run
+from harness.device import choose_device
+from harness.loop import Trainer, TrainingProbe
+from harness.loss import SupervisedLogits, validation_loss
+from harness.measure import Curve, Phases
+from harness.seeds import Streams
+from harness.suite import Training, catalogue, load_plugin
+
+DTYPE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "bfloat16-mixed": torch.float32}
+
+
+class Setup:
+    """One training, built and attached; nothing has trained yet."""
+
+    def __init__(self, training: Training, trainer: Trainer, rows: dict[str, list[data.Row]], order: list[list[int]], pad: int):
+        self.training, self.trainer, self.rows, self.order, self.pad = training, trainer, rows, order, pad
+        self.kind = models.kind(trainer.model)
+        self.base = base_folder(training.model)
+        self.validations: list[list[float]] = []
+        self.tokens_probed = 0
+        self.seconds_aside = 0.0  # within the train phase, spent on validation and checkpoints
+        self._validation: list[data.MicroBatch] | None = None
+
+    def micro_batches(self, step: int) -> list[data.MicroBatch]:
+        """The micro-batches of a step."""
+        size = self.trainer.protocol["micro_batch_size"]
+        return data.micro_batches([self.rows["train"][i] for i in self.order[step]], size, self.kind, self.pad)
+
+    def initialize(self) -> None:
+        """The method's data-dependent start, on batches of the probe's own order."""
+        protocol, streams = self.trainer.protocol, self.trainer.streams
+        size = protocol["micro_batch_size"]
+        rows = self.rows["train"]
+        lengths = [row.length for row in rows]
+
+        def probe_batch(number: int) -> data.MicroBatch:
+            chosen = data.order(lengths, 1, size, 1, streams.seed("probe", number))[0]
+            return data.collate([rows[i] for i in chosen], self.kind, self.pad)
+
+        probe = TrainingProbe(self.trainer, probe_batch)
+        streams.seed_torch("init", "initialize")
+        self.trainer.method.initialize(self.trainer.model, probe)
+        self.tokens_probed = probe.tokens
+
+    def validate(self, curve: Curve, phases: Phases) -> None:
+        """Mean validation loss now, into the curve and the record."""
+        if self._validation is None:
+            size = self.trainer.protocol["eval_batch_size"]
+            self._validation = data.micro_batches(self.rows["validation"], size, self.kind, self.pad)
+        with phases("validate"), SupervisedLogits(self.trainer.model) as logits:
+            self.trainer.restore_hook()
+            loss = validation_loss(self.trainer.model, self._validation, logits, self.trainer.autocast)
+        self.validations.append([self.trainer.state.step, loss])
+        curve.validation(self.trainer.state.step, loss)
+
+    def facts(self) -> dict:
+        """Counts of the record: parameters, tokens, the steps of one pass."""
+        model, state = self.trainer.model, self.trainer.state
+        parameters = dict(model.named_parameters())
+        head = sum(p.numel() for p in self.trainer.head)
+        trained = sum(p.numel() for n, p in parameters.items() if p.requires_grad) - head
+        effective = self.trainer.method.effective_parameters(model)
+        rows = self.rows["train"]
+        batch = self.trainer.protocol["batch_size"]
+        return {
+            "epoch_steps": -(-len(rows) // batch),
+            "examples": {"train": len(rows), "validation": len(self.rows["validation"]), "cut": sum(r.cut for r in rows)},
+            "tokens": {"supervised": state.supervised_tokens, "total": state.total_tokens, "probe": self.tokens_probed},
+            "parameters": {
+                "trained": trained,
+                "effective": trained if effective is None else effective,
+                "head": head,
+                "total": sum(p.numel() for p in parameters.values()),
+            },
+        }
+
+
+def base_folder(model: str) -> Path | None:
+    """The base checkpoint's folder; None for a random-init model, which is made anew from its own seed."""
+    return None if "tiny" in catalogue()["models"][model] else asset_folder(model)
+
+
+def labels(corpus: object, architecture: str) -> int | None:
+    """Outputs of the task head: the number of classes, 1 for a value, None for a model without a head."""
+    if architecture not in ("encoder", "image"):
+        return None
+    return len(corpus.classes) or 1
+
+
+def build(training: Training, phases: Phases, steps: int | None = None) -> Setup:
+    """Load, attach and encode. ``steps`` replaces the protocol's number of steps (stage cost)."""
+    protocol = training.protocol
+    device = choose_device(protocol["threads"])
+    streams = Streams(training.seed, protocol["streams"])
+    with phases("load"):
+        corpus = load_plugin("corpora", training.corpus, **training.corpus_fields())
+        architecture = catalogue()["models"][training.model]["architecture"]
+        dtype = DTYPE[protocol["precision"]]
+        head_seed = streams.seed("init", "head")
+        model, tokenizer = models.load_model(training.model, labels(corpus, architecture), dtype, head_seed)
+        model.to(device)
+        rows = {split: _rows(training, corpus, tokenizer, models.kind(model), split) for split in ("train", "validation")}
+        total = steps or protocol["steps"] or max(1, round(protocol["epochs"] * len(rows["train"]) / protocol["batch_size"]))
+        order = data.order(
+            [row.length for row in rows["train"]],
+            total,
+            protocol["batch_size"],
+            protocol["length_bucketing"],
+            streams.seed("order"),
+        )
+        method = load_plugin("methods", training.method, **training.hyperparameters_given())
+        head = attach(model, method, total, dtype, streams)
+        if protocol["activation_checkpointing"]:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    trainer = Trainer(model, method, protocol, streams, total, head)
+    pad = getattr(tokenizer, "pad_token_id", None) or getattr(tokenizer, "eos_token_id", None) or 0
+    return Setup(training, trainer, rows, order, pad)
+
+
+def attach(model: torch.nn.Module, method: object, total: int, dtype: torch.dtype, streams: Streams) -> list:
+    """Freeze everything, let the method attach, make what trains float32; the task head's (name, parameter) pairs."""
+    head = models.head_parameters(model)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    streams.seed_torch("init", "attach")
+    method.attach(model, Run(total, dtype, models.find_targets))
+    for _, parameter in head:
+        parameter.requires_grad_(True)
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype != torch.float32:
+            parameter.data = parameter.data.float()
+    return head
+
+
+def _rows(training: Training, corpus, tokenizer, kind: str, split: str) -> list[data.Row]:
+    examples = corpus.examples(split, asset_folder)
+    if split == "validation":
+        examples = examples[: training.protocol["validation_examples"]]
+    return data.encode(examples, corpus, tokenizer, kind, training.protocol["max_length"])

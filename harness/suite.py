@@ -1,0 +1,450 @@
+"""Suites: a YAML of grid blocks becomes cells, each with a resolved specification and its hash. Imports no torch.
+
+``python -m harness.suite NAME --out plan.json`` writes what the suite will do, for progress and for the tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import functools
+import hashlib
+import itertools
+import json
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import yaml
+
+from harness import record
+from harness.closure import code_hash
+from harness.failures import UserError
+from harness.plugins import ROOT, Plugin, check_fields, find_plugin, load_plugin
+
+__all__ = ["Suite", "Training", "catalogue", "find_plugin", "load_plugin", "load_suite"]
+
+PROTOCOL = {
+    "precision": "float32",  # of the frozen base and the arithmetic; "bfloat16", or "bfloat16-mixed" (autocast)
+    "batch_size": 16,  # rows of an optimizer step
+    "micro_batch_size": 16,  # rows of one forward
+    "steps": 0,  # optimizer steps; 0: as many as `epochs` passes make
+    "epochs": 1.0,
+    "max_length": 256,  # tokens of a row; longer rows are cut
+    "schedule": "linear",  # "linear" and "cosine" fall to zero; "constant"
+    "warmup_fraction": 0.1,
+    "max_grad_norm": 1.0,  # 0: no clipping
+    "activation_checkpointing": False,
+    "length_bucketing": 8,  # rows are sorted by length within so many steps; 1: not at all
+    "head_learning_rate": 1e-3,  # of an encoder's task head, under every method
+    "validate_every": 0,  # steps; 0: at the start and at the end only
+    "validation_examples": 64,
+    "threads": 1,  # of one training or prediction on CPU
+    "eval_batch_size": 16,
+    "streams": {},  # seeds of single streams (init, order, dropout, probe, generation), where they differ from the cell's
+}
+LIMITS = {"checkpoint_every": 0, "memory_mb": 0, "wall_minutes": 0, "cost_steps": 8}
+"""What a suite may set that changes no result: steps between checkpoints, the supervisor's limits, timed steps of `cost`."""
+PREDICTING = ("precision", "eval_batch_size", "threads")
+
+
+@functools.cache
+def catalogue() -> dict:
+    """config/catalogue.yaml: models and data by name."""
+    return yaml.safe_load((ROOT / "config" / "catalogue.yaml").read_text(encoding="utf-8"))
+
+
+@functools.cache
+def _locked_revisions() -> dict:
+    path = ROOT / "config" / "revisions.lock.yaml"
+    return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
+
+
+@dataclass(frozen=True)
+class Training:
+    """One cell: what is trained, and what is scored with it."""
+
+    suite: Suite = field(repr=False, compare=False)
+    model: str
+    corpus: str
+    variant: str
+    seed: int
+    evals: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}/{self.corpus}/{self.variant}/seed{self.seed}"
+
+    @property
+    def folder(self) -> Path:
+        return self.suite.results / "runs" / self.name
+
+    @property
+    def identity(self) -> dict:
+        """What every record of this cell says first."""
+        return {
+            "suite": self.suite.name,
+            "model": self.model,
+            "corpus": self.corpus,
+            "variant": self.variant,
+            "method": self.method,
+            "seed": self.seed,
+        }
+
+    @property
+    def method(self) -> str:
+        return self.suite.variants[self.variant]["method"] if self.variant in self.suite.variants else self.variant
+
+    @property
+    def trains(self) -> bool:
+        return self.variant in self.suite.variants
+
+    @functools.cached_property
+    def protocol(self) -> dict:
+        """The protocol's fields as this cell has them."""
+        return self.suite.resolve(self, "protocol")
+
+    @functools.cached_property
+    def hyperparameters(self) -> dict:
+        """Every field of the method with the value this cell gives it."""
+        plugin = find_plugin("methods", self.method)
+        return {**plugin.fields, **self.suite.resolve(self, "variant")}
+
+    def hyperparameters_given(self) -> dict:
+        """The hyper-parameters that the suite sets, the method's defaults left to itself."""
+        return self.suite.resolve(self, "variant")
+
+    def corpus_fields(self) -> dict:
+        return self.suite.settings("corpora", self.corpus)
+
+    @functools.cached_property
+    def specification(self) -> dict:
+        """All that determines the trained weights. Two trainings with equal specifications are the same training."""
+        corpus = find_plugin("corpora", self.corpus)
+        base = {
+            "model": {"name": self.model, "source": _sources("models", self.model)},
+            "corpus": {
+                "name": self.corpus,
+                "fields": _merge(corpus.fields, self.corpus_fields()),
+                "source": {asset: _sources("data", asset) for asset in corpus.names("assets")},
+            },
+        }
+        if not self.trains:
+            return {**base, "method": self.variant}
+        files = [find_plugin("methods", self.method).path, corpus.path]
+        files += [ROOT / "harness" / f"{stem}.py" for stem in ("setup", "loop", "data", "models")]
+        fields = {k: v for k, v in self.protocol.items() if k != "eval_batch_size"}
+        return {
+            **base,
+            "method": self.method,
+            "hyperparameters": self.hyperparameters,
+            "protocol": fields,
+            "seed": self.seed,
+            "code": code_hash(files),
+        }
+
+    @functools.cached_property
+    def computed_key(self) -> str:
+        """Hash of the specification as the code stands now."""
+        return _hash(self.specification)
+
+    @property
+    def key(self) -> str:
+        """The specification's hash; with code=pinned that of the record that is there, if one is."""
+        return self.suite.recorded_key(train_record(self)) or self.computed_key
+
+    def predict_key(self, evaluation: str) -> str:
+        """Hash of what determines an eval's raw outputs: the training, the items and the requests, not the grading."""
+        recorded = self.suite.recorded_key(predict_record(self, evaluation))
+        if recorded:
+            return recorded
+        plugin = find_plugin("evals", evaluation)
+        files = [plugin.path, ROOT / "harness" / "predict.py", ROOT / "harness" / "language_model.py"]
+        return _hash(
+            {
+                "training": self.key,
+                "eval": evaluation,
+                "fields": _merge(plugin.fields, self.suite.settings("evals", evaluation)),
+                "source": {asset: _sources("data", asset) for asset in plugin.names("assets")},
+                "protocol": {name: self.protocol[name] for name in PREDICTING},
+                "code": code_hash(files, grading=False),
+            }
+        )
+
+    def score_key(self, evaluation: str) -> str:
+        """Hash of what determines an eval's grades."""
+        files = [find_plugin("evals", evaluation).path, ROOT / "harness" / "score.py"]
+        if self.variant == "majority":
+            files.append(find_plugin("corpora", self.corpus).path)
+        return _hash({"predictions": self.predict_key(evaluation), "code": code_hash(files)})
+
+
+class Suite:
+    """A validated suite. ``trainings`` are its cells in the order in which they should run."""
+
+    def __init__(self, name: str, path: Path, raw: dict):
+        self.name, self.path, self.raw = name, path, raw
+        self.pinned = os.environ.get("TUNING_FORK_CODE") == "pinned"
+        self.description: str = raw.get("description", "")
+        self.variants: dict[str, dict] = raw.get("variants", {})
+        self.limits = {**LIMITS, **raw.get("limits", {})}
+        self.results = Path("results") / name
+        self._check()
+        self.trainings = self._expand()
+        self._by_name = {t.name: t for t in self.trainings}
+
+    # ---------------------------------------------------------------- cells
+
+    def _expand(self) -> list[Training]:
+        """Trainings of all grid blocks, without repetition, baselines first."""
+        evals: dict[tuple, list[str]] = {}
+        for block in self.raw["grid"]:
+            for corpus, model in itertools.product(block["corpora"], block["models"]):
+                scored = tuple(block.get("evals") or find_plugin("corpora", corpus).names("evals"))
+                cells = [(v, s) for s in block["seeds"] for v in block["variants"]]
+                baselines = [("untuned", 0)]
+                if any("majority" in find_plugin("evals", e).methods for e in scored):
+                    baselines.append(("majority", 0))
+                for variant, seed in baselines + cells:
+                    known = evals.setdefault((model, corpus, variant, seed), [])
+                    known += [e for e in scored if e not in known and _scores(e, variant)]
+        return [Training(self, *cell, tuple(scored)) for cell, scored in evals.items()]
+
+    def training(self, model: str, corpus: str, variant: str, seed: int | str) -> Training:
+        name = f"{model}/{corpus}/{variant}/seed{seed}"
+        if name not in self._by_name:
+            near = difflib.get_close_matches(name, self._by_name, n=2)
+            raise UserError(f"suite {self.name} has no cell {name}." + (f" Near: {', '.join(near)}." if near else ""))
+        return self._by_name[name]
+
+    @property
+    def costs(self) -> list[Training]:
+        """One training per (model, corpus, variant) to be measured alone: its lowest seed."""
+        chosen: dict[tuple, Training] = {}
+        wanted = self.raw.get("cost", {}).get("corpora")
+        for t in self.trainings:
+            if t.trains and (wanted is None or t.corpus in wanted):
+                chosen.setdefault((t.model, t.corpus, t.variant), t)
+        return list(chosen.values())
+
+    def assets(self, training: Training) -> list[str]:
+        """Assets a training reads."""
+        return [training.model, *find_plugin("corpora", training.corpus).names("assets")]
+
+    def settings(self, kind: str, name: str) -> dict:
+        """The suite's own values for a corpus's or an eval's fields."""
+        return dict(self.raw.get(kind, {}).get(name, {}))
+
+    def resolve(self, training: Training, part: str) -> dict:
+        """The protocol or the variant's hyper-parameters for a cell, overrides applied in order."""
+        if part == "protocol":
+            values = {**PROTOCOL, **self.raw.get("protocol", {})}
+        else:
+            values = {k: v for k, v in self.variants[training.variant].items() if k != "method"}
+        facts = training.identity
+        for rule in self.raw.get("overrides", []):
+            if all(facts[key] in (want if isinstance(want, list) else [want]) for key, want in rule["when"].items()):
+                for key, value in rule["set"].items():
+                    where, _, name = key.partition(".")
+                    if where == part:
+                        values[name] = value
+        return values
+
+    def recorded_key(self, path: Path) -> str | None:
+        """With code=pinned, the key of a finished record; else None."""
+        if not self.pinned or not path.is_file():
+            return None
+        return record.read(path).get("key")
+
+    # ---------------------------------------------------------------- checks
+
+    def _check(self) -> None:
+        schema = json.loads((ROOT / "workflow" / "schemas" / "suite.schema.json").read_text(encoding="utf-8"))
+        for error in sorted(jsonschema.Draft202012Validator(schema).iter_errors(self.raw), key=lambda e: list(e.path)):
+            raise UserError(f"{self._where(error.path)}: {_explain(error)}")
+        for name, variant in self.variants.items():
+            if name in ("untuned", "majority"):
+                raise UserError(f"{self._where(['variants', name])}: '{name}' is the name of a baseline row, take another")
+            plugin = find_plugin("methods", variant["method"])
+            given = {k: v for k, v in variant.items() if k != "method"}
+            check_fields(plugin, given, self._where(["variants", name]))
+        for kind in ("corpora", "evals"):
+            for name, given in self.raw.get(kind, {}).items():
+                check_fields(find_plugin(kind, name), given, self._where([kind, name]))
+        self._check_grid()
+        self._check_overrides()
+
+    def _check_grid(self) -> None:
+        for number, block in enumerate(self.raw["grid"]):
+            where = self._where(["grid", number])
+            for variant in block["variants"]:
+                _known(variant, self.variants, f"{where}: variant", "add it under `variants:`")
+            for model in block["models"]:
+                _known(model, catalogue()["models"], f"{where}: model", "add it to config/catalogue.yaml")
+            plugins: list[Plugin] = [find_plugin("corpora", name) for name in block["corpora"]]
+            scored = block.get("evals") or [e for plugin in plugins for e in plugin.names("evals")]
+            plugins += [find_plugin("evals", name) for name in scored]
+            for plugin in plugins:
+                for asset in plugin.names("assets"):
+                    _known(asset, catalogue()["data"], f"{plugin.name}: asset", "add it to config/catalogue.yaml")
+
+    def _check_overrides(self) -> None:
+        for number, rule in enumerate(self.raw.get("overrides", [])):
+            where = self._where(["overrides", number])
+            methods = {v["method"] for v in self.variants.values()}
+            for key in rule["set"]:
+                part, _, name = key.partition(".")
+                if part == "protocol" and {"variant", "method", "seed"} & set(rule["when"]):
+                    raise UserError(
+                        f"{where}: '{key}' belongs to the protocol, which all methods of a suite share: it may depend on "
+                        "model and corpus only. Give another protocol another suite."
+                    )
+                if part == "protocol":
+                    _known(name, PROTOCOL, f"{where}: protocol field", "see harness/suite.py")
+                elif part == "variant":
+                    chosen = self.variants.get(rule["when"].get("variant"), {}) if "variant" in rule["when"] else {}
+                    for method in [chosen["method"]] if chosen else methods if "method" not in rule["when"] else []:
+                        check_fields(find_plugin("methods", method), {name: None}, where)
+                else:
+                    raise UserError(f"{where}: '{key}' should begin with 'protocol.' or 'variant.'")
+
+    def _where(self, path: Any) -> str:
+        """The suite's file and the place in it, with the line where YAML can tell."""
+        place = ".".join(str(part) for part in path)
+        return f"{self.path}" + (f": {place}" if place else "")
+
+    # ---------------------------------------------------------------- what will be done
+
+    def plan(self) -> dict:
+        """Cells, names and jobs for the tables and for progress."""
+        models = list(dict.fromkeys(t.model for t in self.trainings))
+        return {
+            "suite": self.name,
+            "description": self.description,
+            "protocol": {**PROTOCOL, **self.raw.get("protocol", {})},
+            "variants": ["untuned", "majority", *self.variants],
+            "models": models,
+            "corpora": list(dict.fromkeys(t.corpus for t in self.trainings)),
+            "cells": [self._cell(t) for t in self.trainings],
+            "costs": [{**t.identity, "record": str(cost_record(t)), "key": t.computed_key} for t in self.costs],
+            "jobs": list(self._jobs()),
+        }
+
+    def _cell(self, t: Training) -> dict:
+        corpus = find_plugin("corpora", t.corpus)
+        return {
+            **t.identity,
+            "key": t.computed_key if t.trains else None,
+            "model_label": catalogue()["models"][t.model]["label"],
+            "corpus_label": corpus.label,
+            "generated": bool(corpus.attributes.get("generated") is True),
+            "steps": t.protocol["steps"],
+            "evals": [
+                {"eval": e, "label": find_plugin("evals", e).label, "key": t.score_key(e), "record": str(score_record(t, e))}
+                for e in t.evals
+            ],
+        }
+
+    def _jobs(self):
+        for t in self.trainings:
+            if t.variant != "majority":
+                yield {"stage": "train", "record": str(train_record(t)), "cores": t.protocol["threads"]}
+            for e in t.evals:
+                if t.variant != "majority":
+                    yield {"stage": "predict", "record": str(predict_record(t, e)), "cores": t.protocol["threads"]}
+                yield {"stage": "score", "record": str(score_record(t, e)), "cores": 1}
+        for t in self.costs:
+            yield {"stage": "cost", "record": str(cost_record(t)), "cores": 0}  # 0: the whole machine
+
+
+def train_record(t: Training) -> Path:
+    return t.folder / "train.json"
+
+
+def predict_record(t: Training, evaluation: str) -> Path:
+    return t.folder / evaluation / "predict.json"
+
+
+def score_record(t: Training, evaluation: str) -> Path:
+    return t.folder / evaluation / "score.json"
+
+
+def cost_record(t: Training) -> Path:
+    return t.suite.results / "cost" / t.model / t.corpus / t.variant / "cost.json"
+
+
+def load_suite(name: str) -> Suite:
+    """The suite of that name in config/, of that folder in papers/, or at that path. Raises UserError for people."""
+    candidates = [ROOT / "config" / f"{name}.yaml", ROOT / "papers" / name / "suite.yaml", Path(name)]
+    path = next((p for p in candidates if p.is_file()), None)
+    if path is None:
+        known = sorted(p.stem for p in (ROOT / "config").glob("*.yaml") if p.stem not in ("catalogue", "revisions.lock"))
+        raise UserError(f"no suite '{name}': neither a file nor one of {', '.join(known)}")
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(raw, dict) or "suite" not in raw:
+        raise UserError(f"{path}: a suite is a mapping that begins with `suite: NAME`")
+    shown = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+    return Suite(raw["suite"], shown, raw)
+
+
+# --------------------------------------------------------------------------- small parts
+
+
+def _scores(evaluation: str, variant: str) -> bool:
+    return variant != "majority" or "majority" in find_plugin("evals", evaluation).methods
+
+
+def _sources(kind: str, name: str) -> Any:
+    """What identifies an asset: its catalogue entry without its labels, and the revision locked at first fetch."""
+    entry = {k: v for k, v in catalogue()[kind][name].items() if k in ("sources", "tiny", "format", "architecture")}
+    return {**entry, "locked": _locked_revisions().get(name)}
+
+
+def _merge(defaults: dict, given: dict) -> dict:
+    return {k: v for k, v in {**defaults, **given}.items() if k != "task"}
+
+
+def _hash(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, default=lambda v: "..." if v is ... else str(v))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _known(name: str, names: Any, where: str, remedy: str) -> None:
+    if name not in names:
+        near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+        raise UserError(f"{where} '{name}' is not known. " + (f"Did you mean '{near[0]}'? " if near else "") + f"Or {remedy}.")
+
+
+def _explain(error: jsonschema.ValidationError) -> str:
+    """A schema error in words."""
+    if error.validator == "additionalProperties":
+        allowed = list(error.schema.get("properties", {}))
+        extra = [key for key in error.instance if key not in allowed]
+        near = difflib.get_close_matches(extra[0], allowed, n=1, cutoff=0.5)
+        return f"unknown key '{extra[0]}'. " + (f"Did you mean '{near[0]}'?" if near else f"Known: {', '.join(allowed)}.")
+    return error.message
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m harness.suite", description="Write what a suite will do.")
+    parser.add_argument("suite")
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args(argv)
+    try:
+        plan = load_suite(arguments.suite).plan()
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

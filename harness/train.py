@@ -1,0 +1,192 @@
+"""Stage ``train``: one training, from its cell to its record.
+
+``python -m harness.train --suite quick --model M --corpus C --variant V --seed 0`` works from a shell, too. A result
+(trained, or diverged) is a record and exit 0; SIGTERM checkpoints and exits 75; the same command then goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+from harness import record
+from harness.failures import UserError, guard
+from harness.suite import Training, load_suite, train_record
+
+INTERRUPTED = 75
+
+
+class Interrupted(Exception):
+    """SIGTERM came; a checkpoint is written."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parse(argv, "Train one cell of a suite.")
+    training = cell(arguments)
+    claim(training, replace=arguments.replace)
+    if not training.trains:
+        record.write(train_record(training), {**start_record(training, "train"), "status": "ok", "steps": 0, "phases": {}})
+        return 0
+    try:
+        done = run(training)
+    except Interrupted as stop:
+        print(f"interrupted: {stop}. The same command goes on from there.", flush=True)
+        return INTERRUPTED
+    record.write(train_record(training), done)
+    return 0
+
+
+def parse(argv: list[str] | None, description: str) -> argparse.Namespace:
+    """The arguments that name a cell, the same for every stage."""
+    parser = argparse.ArgumentParser(description=description)
+    for name in ("suite", "model", "corpus", "variant"):
+        parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--replace", action="store_true", help="discard what another specification left in the folder")
+    return parser.parse_args(argv)
+
+
+def cell(arguments: argparse.Namespace) -> Training:
+    suite = load_suite(arguments.suite)
+    return suite.training(arguments.model, arguments.corpus, arguments.variant, arguments.seed)
+
+
+def claim(training: Training, replace: bool) -> None:
+    """Mark the folder as this specification's. Another's is refused, or emptied with ``replace``."""
+    folder = training.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    marker = folder / "key"
+    if marker.is_file() and marker.read_text(encoding="utf-8").strip() != training.key:
+        if not replace:
+            raise UserError(
+                f"{folder} holds a training of another specification (key {marker.read_text(encoding='utf-8').strip()}, "
+                f"now {training.key}). Move it away, name the variant anew, or pass --replace to discard it."
+            )
+        for leftover in folder.iterdir():
+            if leftover.is_dir():
+                shutil.rmtree(leftover)
+            elif leftover.name != ".lock":
+                leftover.unlink()
+    marker.write_text(training.key + "\n", encoding="utf-8")
+
+
+def start_record(training: Training, stage: str) -> dict:
+    """What a record of this cell begins with."""
+    from harness.provenance import provenance
+
+    return {
+        "stage": stage,
+        **training.identity,
+        "reason": "",
+        "key": training.key,
+        "specification": training.specification,
+        "provenance": provenance(training.protocol["threads"]),
+    }
+
+
+def run(training: Training) -> dict:
+    """Train, and give the record."""
+    from harness import checkpoint
+    from harness.loop import Diverged, run_steps
+    from harness.measure import Phases, rss_peak_bytes
+    from harness.setup import build
+
+    phases = Phases()
+    setup = build(training, phases)
+    trainer, folder = setup.trainer, training.folder
+    saved = folder / "checkpoint" / "checkpoint.pt"
+    content = checkpoint.load_checkpoint(saved, trainer, training.key)
+    if content:
+        phases.record = content["phases"]
+        setup.tokens_probed = content["tokens_probed"]
+        print(f"going on from step {trainer.state.step} of {trainer.total}", flush=True)
+    else:
+        with phases("prepare"):
+            setup.initialize()
+    curve = _open_curve(folder / "curves.jsonl", content["curve"] if content else 0, trainer)
+
+    def save() -> None:
+        with phases("save"):
+            curve.flush(force=True)
+            extra = {"phases": phases.record, "curve": curve.position(), "tokens_probed": setup.tokens_probed}
+            checkpoint.save_checkpoint(saved, trainer, training.key, extra)
+
+    status, reason = "ok", ""
+    try:
+        if not content:
+            setup.validate(curve, phases)
+        with phases("train") as ledger:
+            trainer.restore_hook()
+            run_steps(trainer, setup.micro_batches, curve, between=_Between(training, setup, curve, phases, save))
+        ledger["tokens"] = trainer.state.total_tokens
+    except Diverged as error:
+        status, reason = "diverged", str(error)
+    phases.record["train"]["seconds"] -= setup.seconds_aside
+    if status == "ok":
+        with phases("save"):
+            checkpoint.save_delta(folder / "delta.safetensors", trainer, setup.base)
+    curve.close()
+    shutil.rmtree(saved.parent, ignore_errors=True)
+    return {
+        **start_record(training, "train"),
+        "status": status,
+        "reason": reason,
+        "steps": trainer.state.step,
+        **setup.facts(),
+        "phases": phases.record,
+        "memory": {"rss_peak_bytes": rss_peak_bytes()},
+        "loss": {"first": trainer.state.first_loss, "last": trainer.state.last_loss, "validation": setup.validations},
+        "instrument_seconds": curve.overhead,
+        "files": {p.stem: record.file_entry(p) for p in (folder / "curves.jsonl", folder / "delta.safetensors") if p.exists()},
+    }
+
+
+class _Between:
+    """After every step: validation when due, a checkpoint when due or on SIGTERM, a line of progress every five seconds."""
+
+    def __init__(self, training: Training, setup, curve, phases, save):
+        self.setup, self.curve, self.phases, self.save = setup, curve, phases, save
+        self.every = training.suite.limits["checkpoint_every"]
+        self.validate_every = training.protocol["validate_every"]
+        self.stop = False
+        self.started = self.told = time.monotonic()
+        self.first = setup.trainer.state.step
+        signal.signal(signal.SIGTERM, self._stop)
+
+    def _stop(self, *_: object) -> None:
+        self.stop = True
+
+    def __call__(self) -> None:
+        trainer = self.setup.trainer
+        done, total = trainer.state.step, trainer.total
+        before = time.perf_counter()
+        if done == total or (self.validate_every and done % self.validate_every == 0):
+            self.setup.validate(self.curve, self.phases)
+        if done < total and self.every and done % self.every == 0 and not self.stop:
+            self.save()
+        self.setup.seconds_aside += time.perf_counter() - before
+        if self.stop and done < total:
+            self.save()
+            raise Interrupted(f"checkpoint after step {done} of {total}")
+        if time.monotonic() - self.told > 5:
+            self.told = time.monotonic()
+            left = (self.told - self.started) / (done - self.first) * (total - done)
+            print(f"step {done}/{total}  loss {trainer.state.last_loss:.4f}  about {left:.0f} s left", flush=True)
+
+
+def _open_curve(path: Path, keep: int, trainer):
+    """The curve's file, cut back to what the checkpoint knows of."""
+    from harness.measure import Curve
+
+    if path.exists():
+        with open(path, "r+b") as file:
+            file.truncate(keep)
+    return Curve(path, every=1 if trainer.device.type == "cpu" else 10)
+
+
+if __name__ == "__main__":
+    sys.exit(guard(main)())

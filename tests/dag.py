@@ -1,0 +1,93 @@
+"""A copy of the project in a temporary folder, with a suite of a few tiny cells, for tests that edit code and run it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+from harness.plugins import ROOT
+
+SUITE = {
+    "suite": "mini",
+    "protocol": {"steps": 4, "batch_size": 4, "micro_batch_size": 2, "max_length": 64, "validation_examples": 8},
+    "limits": {"checkpoint_every": 1, "cost_steps": 2},
+    "corpora": {"generated-labels": {"limit": 64}},
+    "evals": {"generated-labels": {"limit": 8}},
+    "variants": {
+        "full": {"method": "full", "learning_rate": 1e-3},
+        "lora-r2": {"method": "lora", "rank": 2, "learning_rate": 1e-3},
+    },
+    "grid": [{"models": ["tiny-llama"], "corpora": ["generated-labels"], "variants": ["full", "lora-r2"], "seeds": [0, 1]}],
+    "cost": {"corpora": []},
+}
+FOLDERS = ("harness", "methods", "corpora", "evals", "evidence", "config", "workflow", "profiles", "notebooks", "papers")
+
+
+class Project:
+    """The copy; ``run`` and ``plan`` call Snakemake in it as a user would."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        for name in FOLDERS:
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "Snakefile", folder)
+        self.write_suite()
+
+    def write_suite(self, **changes) -> None:
+        """The mini suite, with other values for some of its keys."""
+        (self.folder / "config" / "mini.yaml").write_text(yaml.safe_dump({**SUITE, **changes}))
+
+    def edit(self, file: str, old: str, new: str) -> None:
+        path = self.folder / file
+        text = path.read_text()
+        assert old in text, f"{file} has no {old!r}"
+        path.write_text(text.replace(old, new, 1))
+
+    def command(self, *more: str) -> list[str]:
+        return [sys.executable, "-m", "snakemake", "--cores", "2", *more, "--config", "suite=mini"]
+
+    def run(self, *more: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess:
+        done = subprocess.run(
+            self.command(*more), cwd=self.folder, capture_output=True, text=True, timeout=600, env={**os.environ, **environment}
+        )
+        if check and done.returncode:
+            logs = "\n".join(f"{p}:\n{p.read_text()[-2000:]}" for p in self.folder.glob("results/*/logs/**/*.log"))
+            raise AssertionError(f"snakemake ended {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-5000:]}\n{logs}")
+        return done
+
+    def plan(self, *config: str) -> set[str]:
+        """Outputs under results/mini that a run would make anew, shortened; empty when there is nothing to do."""
+        done = subprocess.run(
+            [*self.command("-n", "--quiet", "host"), *config], cwd=self.folder, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        outputs = re.findall(r"^\s+output: (.+)$", done.stdout + done.stderr, flags=re.M)
+        return {part.strip().removeprefix("results/mini/") for line in outputs for part in line.split(",")}
+
+    def records(self) -> dict[str, bytes]:
+        return {str(p.relative_to(self.folder)): p.read_bytes() for p in sorted(self.folder.glob("results/mini/runs/**/*.json"))}
+
+    def start(self) -> subprocess.Popen:
+        """Snakemake in a session of its own, in the background."""
+        return subprocess.Popen(
+            self.command("--nolock"), cwd=self.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+
+    def kill_everything(self) -> None:
+        """kill -9 every process that works in this folder, fork server's children and all."""
+        for _ in range(3):
+            for entry in Path("/proc").iterdir():
+                if not entry.name.isdigit() or int(entry.name) == os.getpid():
+                    continue
+                try:
+                    if os.readlink(entry / "cwd").startswith(str(self.folder)):
+                        os.kill(int(entry.name), signal.SIGKILL)
+                except OSError:
+                    continue

@@ -1,0 +1,127 @@
+"""Suites: cells, overrides, the protocol lock, hashes, and errors that name the place and the remedy."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from harness import suite as suites
+from harness.closure import code_hash
+from harness.failures import UserError
+from harness.plugins import ROOT, available, find_plugin, load_plugin
+
+BASE = {
+    "suite": "toy",
+    "protocol": {"steps": 3},
+    "variants": {"lora-r4": {"method": "lora", "rank": 4}, "full": {"method": "full"}},
+    "grid": [{"models": ["tiny-llama"], "corpora": ["generated-labels"], "variants": ["full", "lora-r4"], "seeds": [0, 1]}],
+}
+
+
+def load(tmp_path, **changes):
+    path = tmp_path / "toy.yaml"
+    path.write_text(yaml.safe_dump({**BASE, **changes}))
+    return suites.load_suite(str(path))
+
+
+def test_cells_are_the_grid_and_its_baselines(tmp_path):
+    names = [t.name.removeprefix("tiny-llama/generated-labels/") for t in load(tmp_path).trainings]
+    assert names[:1] == ["untuned/seed0"]
+    assert set(names) - {"untuned/seed0", "majority/seed0"} == {f"{v}/seed{s}" for v in ("full", "lora-r4") for s in (0, 1)}
+
+
+def test_overrides_apply_where_they_should(tmp_path):
+    rules = [
+        {"when": {"corpus": "generated-labels"}, "set": {"protocol.steps": 9}},
+        {"when": {"variant": "lora-r4", "seed": 1}, "set": {"variant.learning_rate": 0.5}},
+    ]
+    suite = load(tmp_path, overrides=rules)
+    one = suite.training("tiny-llama", "generated-labels", "lora-r4", 1)
+    zero = suite.training("tiny-llama", "generated-labels", "lora-r4", 0)
+    assert one.protocol["steps"] == 9 and one.hyperparameters["learning_rate"] == 0.5
+    assert zero.hyperparameters["learning_rate"] != 0.5 and zero.hyperparameters["rank"] == 4
+
+
+def test_the_key_follows_what_determines_the_result_and_nothing_else(tmp_path):
+    def key(**changes):
+        return load(tmp_path, **changes).training("tiny-llama", "generated-labels", "lora-r4", 0).key
+
+    base = key()
+    assert key() == base
+    assert key(description="another text") == base
+    assert key(limits={"wall_minutes": 5}) == base
+    assert key(protocol={"steps": 3, "eval_batch_size": 7}) == base
+    assert key(protocol={"steps": 4}) != base
+    assert key(variants={**BASE["variants"], "lora-r4": {"method": "lora", "rank": 8}}) != base
+    assert key(variants={**BASE["variants"], "full": {"method": "full", "learning_rate": 0.1}}) == base
+    assert key(protocol={"steps": 3, "streams": {"order": 5}}) != base
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"protocl": {}}, "unknown key 'protocl'. Did you mean 'protocol'"),
+        ({"protocol": {"steps": -1}}, "protocol.steps: -1 is less than the minimum of 0"),
+        ({"protocol": {"step": 1}}, "unknown key 'step'. Did you mean 'steps'"),
+        ({"variants": {"full": {"method": "ful"}, "lora-r4": {"method": "lora"}}}, "no method 'ful'.*Did you mean full"),
+        ({"variants": {"full": {"method": "full"}, "lora-r4": {"method": "lora", "rnak": 4}}}, "no field 'rnak'. Did you mean 'rank'"),
+        ({"grid": [{**BASE["grid"][0], "models": ["tiny-lama"]}]}, "model 'tiny-lama' is not known. Did you mean 'tiny-llama'"),
+        ({"grid": [{**BASE["grid"][0], "corpora": ["generated-label"]}]}, "no corpus 'generated-label'"),
+        ({"grid": [{**BASE["grid"][0], "variants": ["lora"]}]}, "variant 'lora' is not known"),
+        ({"grid": [{**BASE["grid"][0], "seeds": []}]}, "grid.0.seeds"),
+        ({"overrides": [{"when": {"variant": "full"}, "set": {"protocol.steps": 5}}]}, "belongs to the protocol"),
+        ({"overrides": [{"when": {"corpus": "x"}, "set": {"steps": 5}}]}, "should begin with 'protocol.' or 'variant.'"),
+        ({"overrides": [{"when": {}, "set": {"protocol.stepz": 5}}]}, "protocol field 'stepz' is not known. Did you mean 'steps'"),
+    ],
+)  # fmt: skip
+def test_a_wrong_suite_is_refused_in_one_clear_sentence(tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        load(tmp_path, **changes)
+
+
+def test_no_such_suite():
+    with pytest.raises(UserError, match="no suite 'quik'"):
+        suites.load_suite("quik")
+
+
+def test_every_plugin_of_the_project_can_be_found_and_read():
+    for kind in ("methods", "corpora", "evals"):
+        assert available(kind), kind
+        for name in available(kind):
+            assert find_plugin(kind, name).class_name
+
+
+@pytest.mark.parametrize("kind", ["corpora", "evals"])
+def test_every_corpus_and_eval_loads(kind):
+    for name in available(kind):
+        assert load_plugin(kind, name).task == find_plugin(kind, name).task
+
+
+def test_catalogue_knows_every_asset():
+    for kind in ("corpora", "evals"):
+        for name in available(kind):
+            for asset in find_plugin(kind, name).names("assets"):
+                assert asset in suites.catalogue()["data"], f"{kind}/{name}: {asset}"
+
+
+def test_comments_and_docstrings_do_not_change_code(tmp_path, monkeypatch):
+    import harness.closure as closure
+
+    monkeypatch.setattr(closure, "ROOT", tmp_path)
+    file = tmp_path / "evals" / "x.py"
+    file.parent.mkdir()
+    text = "import json\n\nLIMIT = 3\n\ndef count(x):\n    return x\n\nclass X:\n    def grade(self, a):\n        return count(a)\n    def items(self):\n        return LIMIT\n"
+    file.write_text(text)
+    whole, bare = code_hash([file]), code_hash([file], grading=False)
+    file.write_text('"""Docs."""\n' + text.replace("return LIMIT", "return LIMIT  # why"))
+    assert (code_hash([file]), code_hash([file], grading=False)) == (whole, bare)
+    file.write_text(text.replace("return x", "return 2 * x"))  # only grade calls count
+    assert code_hash([file]) != whole and code_hash([file], grading=False) == bare
+    file.write_text(text.replace("LIMIT = 3", "LIMIT = 4"))
+    assert code_hash([file], grading=False) != bare
+
+
+def test_every_suite_of_the_project_loads():
+    for path in (ROOT / "config").glob("*.yaml"):
+        if path.stem not in ("catalogue", "revisions.lock"):
+            assert suites.load_suite(path.stem).trainings

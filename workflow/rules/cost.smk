@@ -1,0 +1,24 @@
+# Time and memory of each method, one at a time and nothing beside it: `threads` takes every core.
+
+
+rule cost:
+    input:
+        lambda w: assets(S.assets(dag.cost_cell(S, w))),
+    output:
+        f"{R}/cost/{{model}}/{{corpus}}/{{variant}}/cost.json",
+    params:
+        suite=S.path,
+        key=lambda w: dag.cost_cell(S, w).computed_key,
+        seed=lambda w: dag.cost_cell(S, w).seed,
+        identity=lambda w: dag.identity(dag.cost_cell(S, w)),
+        limits=dag.limits(S),
+    log:
+        f"{R}/logs/cost/{{model}}/{{corpus}}/{{variant}}.log",
+    threads: workflow.cores
+    resources:
+        machine=1,
+        gpu=1,
+    retries: 2
+    shell:
+        "python -m harness.supervise cost --cold --record {output} --log {log} --threads {threads} {params.limits}"
+        " --identity {params.identity:q} -- " + CELL + " --seed {params.seed}"

@@ -1,0 +1,96 @@
+# Records -> Parquet -> tables, figures, notebook. Changing a plot touches nothing above it.
+
+C = f"{R}/collected"
+PARQUET = [f"{C}/runs.parquet", f"{C}/curves.parquet", f"{C}/items.parquet"]
+
+
+rule collect:
+    input:
+        plan=f"{R}/plan.json",
+        scores=dag.scores(S),
+        costs=dag.costs(S),
+    output:
+        PARQUET,
+    params:
+        code=dag.evidence_key("collect"),
+    log:
+        f"{R}/logs/collect.log",
+    shell:
+        "python -m evidence.collect --plan {input.plan} --out " + C + " > {log} 2>&1 || (cat {log} >&2; false)"
+
+
+rule early_table:
+    # A corpus's own table as soon as its cells are scored, long before the suite ends.
+    input:
+        plan=f"{R}/plan.json",
+        scores=lambda w: dag.scores(S, w.corpus),
+    output:
+        f"{R}/tables/corpora/{{corpus}}.md",
+    params:
+        code=dag.evidence_key("tables"),
+        scratch=lambda w: f"{R}/tables/corpora/.{w.corpus}",
+    log:
+        f"{R}/logs/early_table/{{corpus}}.log",
+    priority: 50
+    shell:
+        "(python -m evidence.collect --plan {input.plan} --out {params.scratch} && "
+        "python -m evidence.tables --collected {params.scratch} --out " + R + "/tables/corpora --corpus {wildcards.corpus}"
+        " && rm -r {params.scratch}) > {log} 2>&1 || (cat {log} >&2; false); echo; cat {output}; echo"
+
+
+rule tables:
+    input:
+        PARQUET,
+    output:
+        directory(f"{R}/tables/paper"),
+    params:
+        code=dag.evidence_key("tables"),
+    log:
+        f"{R}/logs/tables.log",
+    shell:
+        "python -m evidence.tables --collected " + C + " --out {output} > {log} 2>&1 || (cat {log} >&2; false)"
+
+
+rule figures:
+    input:
+        PARQUET,
+    output:
+        directory(f"{R}/figures"),
+    params:
+        code=dag.evidence_key("figures"),
+    log:
+        f"{R}/logs/figures.log",
+    shell:
+        "python -m evidence.figures --collected " + C + " --out {output} > {log} 2>&1 || (cat {log} >&2; false)"
+
+
+rule notebook:
+    input:
+        PARQUET,
+        notebook="notebooks/{name}.ipynb",
+    output:
+        f"{R}/notebooks/{{name}}.ipynb",
+    log:
+        f"{R}/logs/notebook/{{name}}.log",
+    shell:
+        "python -m evidence.notebook {input.notebook} --collected " + C + " --out {output} > {log} 2>&1"
+        " || (cat {log} >&2; false)"
+
+
+rule summary:
+    # The last word: where everything is, and a non-zero end if any row failed.
+    input:
+        PARQUET,
+        expand(f"{R}/tables/corpora/{{corpus}}.md", corpus=dag.corpora(S)),
+        f"{R}/tables/paper",
+        f"{R}/figures",
+        f"{R}/notebooks/learning_curves.ipynb",
+    output:
+        f"{R}/summary.md",
+    params:
+        code=dag.evidence_key("summary"),
+    log:
+        f"{R}/logs/summary.log",
+    shell:
+        "python -m evidence.summary --collected " + C + " --results " + R + " --out {output} --strict 2> {log}"
+        " || (cat {log} >&2; false)"

@@ -1,0 +1,30 @@
+# One job is one training. Checkpoints and curves lie undeclared beside the record, so an interrupted job keeps them.
+
+
+def cell(w):
+    return S.training(w.model, w.corpus, w.variant, w.seed)
+
+
+CELL = "--suite {params.suite} --model {wildcards.model} --corpus {wildcards.corpus} --variant {wildcards.variant}"
+
+
+rule train:
+    input:
+        lambda w: assets(S.assets(cell(w))) if cell(w).trains else [],
+    output:
+        f"{R}/runs/{{model}}/{{corpus}}/{{variant}}/seed{{seed}}/train.json",
+    params:
+        suite=S.path,
+        key=lambda w: cell(w).key,
+        identity=lambda w: dag.identity(cell(w)),
+        limits=dag.limits(S),
+    log:
+        f"{R}/logs/train/{{model}}/{{corpus}}/{{variant}}/seed{{seed}}.log",
+    threads: lambda w: cell(w).protocol["threads"] if cell(w).trains else 1
+    priority: lambda w: 0
+    resources:
+        gpu=lambda w: int(cell(w).trains),
+    retries: 2
+    shell:
+        "python -m harness.supervise train --record {output} --log {log} --threads {threads} {params.limits}"
+        " --identity {params.identity:q} -- " + CELL + " --seed {wildcards.seed} --replace"
