@@ -18,7 +18,23 @@ GRADING = frozenset(
     {"grade", "aggregate", "majority", "version", "headline", "units", "lower_is_better", "floors", "label", "evals"}
 )
 BOOKKEEPING = frozenset(
-    {"assets", "closure", "failures", "measure", "plugins", "prepare", "progress", "provenance", "record", "suite"}
+    {
+        "assets",
+        "cells",
+        "checkpoint",
+        "closure",
+        "child",
+        "dag",
+        "failures",
+        "measure",
+        "plugins",
+        "prepare",
+        "progress",
+        "provenance",
+        "record",
+        "sources",
+        "suite",
+    }
     | {"supervise", "warm"}
 )
 """Modules of the harness that move numbers about without changing one."""
@@ -31,26 +47,28 @@ def code_hash(files: Iterable[Path], *, grading: bool = True) -> str:
         path = todo.pop()
         if path in seen:
             continue
-        tree = _bare(path)
-        if not grading and path.parent.name == "evals":
-            tree = _without_grading(tree)
-        seen[path] = hashlib.sha256(ast.dump(tree).encode()).hexdigest()
-        for file, _, _ in local_imports(path, tree):
-            if not (file.parent == ROOT / "harness" and file.stem in BOOKKEEPING):
-                todo.append(file)
+        status = path.stat()
+        bare_of_grading = not grading and path.parent.name == "evals"
+        seen[path], imports = _digest(path, (status.st_mtime_ns, status.st_size), bare_of_grading)
+        todo += imports
     lines = sorted(f"{path.relative_to(ROOT)} {value}" for path, value in seen.items())
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 @functools.cache
-def _source(path: Path, stamp: tuple[int, int]) -> str:
-    return path.read_text(encoding="utf-8")
+def _digest(path: Path, stamp: tuple[int, int], bare_of_grading: bool) -> tuple[str, list[Path]]:
+    """(hash of one file, the project's files that it imports); ``stamp`` makes an edited file another."""
+    tree = _bare(path)
+    if bare_of_grading:
+        tree = _without_grading(tree)
+    imports = [file for file, _, _ in local_imports(path, tree)]
+    imports = [f for f in imports if not (f.parent == ROOT / "harness" and f.stem in BOOKKEEPING)]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest(), imports
 
 
 def _bare(path: Path) -> ast.Module:
     """The file's syntax tree without docstrings (comments are not in it anyway)."""
-    status = path.stat()
-    tree = ast.parse(_source(path, (status.st_mtime_ns, status.st_size)))
+    tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list):
@@ -77,7 +95,9 @@ def _without_grading(tree: ast.Module) -> ast.Module:
     graded = _names(dropped)
     while True:
         used = _names([n for n in tree.body if isinstance(n, ast.ClassDef)] + [n for n in tree.body if not _defines(n)])
-        used |= _names([n for n in tree.body if _defines(n) and not _defines(n) & graded and not isinstance(n, ast.ClassDef)])
+        used |= _names(
+            [n for n in tree.body if _defines(n) and not _defines(n) & graded and not isinstance(n, ast.ClassDef)]
+        )
         gone = [n for n in tree.body if _defines(n) and _defines(n) & graded and not _defines(n) & used]
         gone = [n for n in gone if not isinstance(n, ast.ClassDef)]
         if not gone:

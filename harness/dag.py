@@ -6,7 +6,7 @@ import json
 import os
 import sys
 
-from harness import suite as suites
+from harness import cells
 from harness.closure import code_hash
 from harness.failures import UserError
 from harness.plugins import ROOT, find_plugin
@@ -20,7 +20,9 @@ def suite(config: dict) -> Suite:
     """
     code = config.get("code", os.environ.get("TUNING_FORK_CODE", "current"))
     if code not in ("current", "pinned"):
-        sys.exit(f"--config code={code}: it is 'current' (run again what has changed) or 'pinned' (keep it, marked stale)")
+        sys.exit(
+            f"--config code={code}: it is 'current' (run again what has changed) or 'pinned' (keep it, marked stale)"
+        )
     os.environ["TUNING_FORK_CODE"] = code
     try:
         loaded = load_suite(str(config.get("suite", "quick")))
@@ -33,12 +35,12 @@ def suite(config: dict) -> Suite:
 
 
 def plan_key(loaded: Suite) -> str:
-    return suites._hash(loaded.plan())
+    return cells.hash_of(loaded.plan())
 
 
 def asset_key(name: str) -> str:
     kind = "models" if name in catalogue()["models"] else "data"
-    return suites._hash(suites._sources(kind, name))
+    return cells.hash_of(cells.sources(kind, name))
 
 
 def is_fetched(name: str) -> bool:
@@ -78,17 +80,17 @@ def score_inputs(loaded: Suite, w: object, assets: object) -> list[str]:
     if w.variant == "majority":
         corpus = find_plugin("corpora", w.corpus).names("assets")
         return assets([*corpus, *eval_assets(w.eval)])
-    return [str(suites.predict_record(training, w.eval)), *assets(eval_assets(w.eval))]
+    return [str(cells.predict_record(training, w.eval)), *assets(eval_assets(w.eval))]
 
 
 def scores(loaded: Suite, corpus: str | None = None) -> list[str]:
     """Score records of the suite, or of one corpus."""
     chosen = [t for t in loaded.trainings if corpus in (None, t.corpus)]
-    return [str(suites.score_record(t, e)) for t in chosen for e in t.evals]
+    return [str(cells.score_record(t, e)) for t in chosen for e in t.evals]
 
 
 def costs(loaded: Suite) -> list[str]:
-    return [str(suites.cost_record(t)) for t in loaded.costs]
+    return [str(cells.cost_record(t)) for t in loaded.costs]
 
 
 def corpora(loaded: Suite) -> list[str]:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from harness.contract import Completion, Conversation, Corpus, Example, Labelled, SequenceToSequence, Text
-from harness.failures import UserError
+from harness.failures import BadRow
 
 IGNORE = -100  # a target position without loss, as in transformers
 
@@ -39,15 +39,15 @@ class Row:
 
 
 def encode(examples: Sequence[Example], corpus: Corpus, tokenizer: Any, kind: str, max_length: int) -> list[Row]:
-    """Rows of all examples for a model of that kind. Raises UserError naming the first row that cannot be trained on."""
+    """Rows of all examples for a model of that kind. Raises BadRow naming the first row that cannot be trained on."""
     rows = []
     for number, example in enumerate(examples):
         try:
             rows.append(_encode(example, corpus, tokenizer, kind, max_length))
         except ValueError as error:
-            raise UserError(f"corpus {type(corpus).__name__} row {number}: {error}") from None
+            raise BadRow(f"corpus {type(corpus).__name__} row {number}: {error}") from None
     if not rows:
-        raise UserError(f"corpus {type(corpus).__name__} {corpus.task} has no examples in this split")
+        raise BadRow(f"corpus {type(corpus).__name__} {corpus.task} has no examples in this split")
     return rows
 
 
@@ -188,7 +188,10 @@ def collate(rows: Sequence[Row], kind: str, pad: int) -> MicroBatch:
     if kind == "image":
         inputs = {"pixel_values": torch.stack([row.ids for row in rows])}
         return MicroBatch(inputs, None, _labels(rows), len(rows), total)
-    inputs = {"input_ids": _padded([r.ids for r in rows], pad), "attention_mask": _padded([[1] * r.length for r in rows], 0)}
+    inputs = {
+        "input_ids": _padded([r.ids for r in rows], pad),
+        "attention_mask": _padded([[1] * r.length for r in rows], 0),
+    }
     if kind == "encoder":
         if rows[0].types is not None:
             inputs["token_type_ids"] = _padded([list(r.types) for r in rows], 0)

@@ -42,7 +42,9 @@ class State:
 class Trainer:
     """A model, a method and their optimizers in the middle of a training."""
 
-    def __init__(self, model: nn.Module, method: Method, protocol: dict, streams: Streams, total: int, head: Sequence = ()):
+    def __init__(
+        self, model: nn.Module, method: Method, protocol: dict, streams: Streams, total: int, head: Sequence = ()
+    ):
         self.model, self.method, self.protocol, self.streams, self.total = model, method, protocol, streams, total
         self.head = [parameter for _, parameter in head]
         self.state = State()
@@ -82,7 +84,9 @@ class Trainer:
         """One optimizer step over the micro-batches; its numbers go to the curve."""
         state, method, model = self.state, self.method, self.model
         tokens = sum(batch.tokens for batch in batches)
-        step = Step(state.step, self.total, self.set_learning_rate(), 0, len(batches), tokens, None, curve.log, curve.clock)
+        step = Step(
+            state.step, self.total, self.set_learning_rate(), 0, len(batches), tokens, None, curve.log, curve.clock
+        )
         self._hook("before_step", step)
         total = torch.zeros((), device=self.device)
         for number, batch in enumerate(batches):

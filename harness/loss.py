@@ -39,7 +39,9 @@ class SupervisedLogits:
         return (hidden.reshape(-1, hidden.shape[-1]).index_select(0, self.positions), *arguments[1:])
 
 
-def loss_sum(model: nn.Module, batch: MicroBatch, head: SupervisedLogits, autocast: torch.dtype | None = None) -> Tensor:
+def loss_sum(
+    model: nn.Module, batch: MicroBatch, head: SupervisedLogits, autocast: torch.dtype | None = None
+) -> Tensor:
     """Sum of the losses of a micro-batch's targets (nats, or squared errors for a value)."""
     inputs = dict(batch.inputs)
     labels = inputs.pop("labels", None)

@@ -7,6 +7,7 @@ A leading underscore marks shared parts. Finding runs no plug-in code, so a typo
 from __future__ import annotations
 
 import ast
+import copy
 import difflib
 import functools
 import importlib
@@ -113,7 +114,9 @@ def _describe(kind: str, path: Path) -> tuple[str, dict, dict, frozenset]:
     where = f"{kind}/{path.name}"
     if len(public) != 1:
         found = ", ".join(node.name for node in public) or "none"
-        raise UserError(f"{where} must define exactly one public class, found {found}. Start others with an underscore.")
+        raise UserError(
+            f"{where} must define exactly one public class, found {found}. Start others with an underscore."
+        )
     fields: dict[str, Any] = {}
     attributes: dict[str, Any] = {}
     methods: set[str] = set()
@@ -166,14 +169,14 @@ def _collect(path: Path, class_name: str, fields: dict, attributes: dict, method
     for item in node.body:
         if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
             if "ClassVar" in ast.unparse(item.annotation):
-                attributes[item.target.id] = _literal(item.value)
+                attributes[item.target.id] = _literal(item.value, path)
             else:
-                fields[item.target.id] = _default(item.value)
+                fields[item.target.id] = _default(item.value, path)
                 attributes[item.target.id] = fields[item.target.id]
         elif isinstance(item, ast.Assign):
             for target in item.targets:
                 if isinstance(target, ast.Name):
-                    attributes[target.id] = _literal(item.value)
+                    attributes[target.id] = _literal(item.value, path)
                     if target.id in fields:
                         fields[target.id] = attributes[target.id]
         elif isinstance(item, ast.FunctionDef) and not contract:
@@ -181,21 +184,44 @@ def _collect(path: Path, class_name: str, fields: dict, attributes: dict, method
     return derives
 
 
-def _literal(node: ast.expr | None) -> Any:
+def _literal(node: ast.expr | None, path: Path) -> Any:
+    """The value of an expression of literals and of names of module-level literals; else its source text."""
     if node is None:
         return ...
     try:
-        return ast.literal_eval(node)
+        return ast.literal_eval(_Constants(path).visit(copy.deepcopy(node)))
     except ValueError:
         return ast.unparse(node)
 
 
-def _default(node: ast.expr | None) -> Any:
+class _Constants(ast.NodeTransformer):
+    """Puts the values of a file's module-level names in their place, names imported from shared parts too."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def visit_Tuple(self, node: ast.Tuple) -> ast.expr:
+        self.generic_visit(node)
+        parts = [part.value.elts if isinstance(part, ast.Starred) else [part] for part in node.elts]
+        return ast.Tuple([part for several in parts for part in several], ast.Load())
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        tree = _parse(self.path)
+        for item in tree.body:
+            if isinstance(item, ast.Assign) and any(isinstance(t, ast.Name) and t.id == node.id for t in item.targets):
+                return self.visit(copy.deepcopy(item.value))
+        for file, name, here in local_imports(self.path, tree):
+            if here == node.id and name:
+                return _Constants(file).visit(ast.Name(name, ast.Load()))
+        return node
+
+
+def _default(node: ast.expr | None, path: Path) -> Any:
     """A field's default: of ``x: int = 3``, ``field(default=3, ...)`` or ``field(default_factory=dict)``."""
     if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == "field":
         given = {word.arg: word.value for word in node.keywords}
         if "default" in given:
-            return _literal(given["default"])
+            return _literal(given["default"], path)
         factory = ast.unparse(given["default_factory"]) if "default_factory" in given else None
         return {"dict": {}, "list": [], "tuple": ()}.get(factory, factory if factory else ...)
-    return _literal(node)
+    return _literal(node, path)

@@ -22,7 +22,9 @@ DTYPE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "bfloat16-mixed":
 class Setup:
     """One training, built and attached; nothing has trained yet."""
 
-    def __init__(self, training: Training, trainer: Trainer, rows: dict[str, list[data.Row]], order: list[list[int]], pad: int):
+    def __init__(
+        self, training: Training, trainer: Trainer, rows: dict[str, list[data.Row]], order: list[list[int]], pad: int
+    ):
         self.training, self.trainer, self.rows, self.order, self.pad = training, trainer, rows, order, pad
         self.kind = models.kind(trainer.model)
         self.base = base_folder(training.model)
@@ -74,7 +76,11 @@ class Setup:
         batch = self.trainer.protocol["batch_size"]
         return {
             "epoch_steps": -(-len(rows) // batch),
-            "examples": {"train": len(rows), "validation": len(self.rows["validation"]), "cut": sum(r.cut for r in rows)},
+            "examples": {
+                "train": len(rows),
+                "validation": len(self.rows["validation"]),
+                "cut": sum(r.cut for r in rows),
+            },
             "tokens": {"supervised": state.supervised_tokens, "total": state.total_tokens, "probe": self.tokens_probed},
             "parameters": {
                 "trained": trained,
@@ -109,8 +115,14 @@ def build(training: Training, phases: Phases, steps: int | None = None) -> Setup
         head_seed = streams.seed("init", "head")
         model, tokenizer = models.load_model(training.model, labels(corpus, architecture), dtype, head_seed)
         model.to(device)
-        rows = {split: _rows(training, corpus, tokenizer, models.kind(model), split) for split in ("train", "validation")}
-        total = steps or protocol["steps"] or max(1, round(protocol["epochs"] * len(rows["train"]) / protocol["batch_size"]))
+        rows = {
+            split: _rows(training, corpus, tokenizer, models.kind(model), split) for split in ("train", "validation")
+        }
+        total = (
+            steps
+            or protocol["steps"]
+            or max(1, round(protocol["epochs"] * len(rows["train"]) / protocol["batch_size"]))
+        )
         order = data.order(
             [row.length for row in rows["train"]],
             total,

@@ -7,13 +7,10 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import functools
-import hashlib
 import itertools
 import json
 import os
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +18,21 @@ import jsonschema
 import yaml
 
 from harness import record
-from harness.closure import code_hash
+from harness.cells import Training, catalogue, cost_record, predict_record, score_record, train_record
 from harness.failures import UserError
 from harness.plugins import ROOT, Plugin, check_fields, find_plugin, load_plugin
 
-__all__ = ["Suite", "Training", "catalogue", "find_plugin", "load_plugin", "load_suite"]
+__all__ = [
+    "Suite",
+    "Training",
+    "catalogue",
+    "cost_record",
+    "find_plugin",
+    "load_plugin",
+    "load_suite",
+    "predict_record",
+]
+__all__ += ["score_record", "train_record"]
 
 PROTOCOL = {
     "precision": "float32",  # of the frozen base and the arithmetic; "bfloat16", or "bfloat16-mixed" (autocast)
@@ -48,138 +55,6 @@ PROTOCOL = {
 }
 LIMITS = {"checkpoint_every": 0, "memory_mb": 0, "wall_minutes": 0, "cost_steps": 8}
 """What a suite may set that changes no result: steps between checkpoints, the supervisor's limits, timed steps of `cost`."""
-PREDICTING = ("precision", "eval_batch_size", "threads")
-
-
-@functools.cache
-def catalogue() -> dict:
-    """config/catalogue.yaml: models and data by name."""
-    return yaml.safe_load((ROOT / "config" / "catalogue.yaml").read_text(encoding="utf-8"))
-
-
-@functools.cache
-def _locked_revisions() -> dict:
-    path = ROOT / "config" / "revisions.lock.yaml"
-    return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
-
-
-@dataclass(frozen=True)
-class Training:
-    """One cell: what is trained, and what is scored with it."""
-
-    suite: Suite = field(repr=False, compare=False)
-    model: str
-    corpus: str
-    variant: str
-    seed: int
-    evals: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        return f"{self.model}/{self.corpus}/{self.variant}/seed{self.seed}"
-
-    @property
-    def folder(self) -> Path:
-        return self.suite.results / "runs" / self.name
-
-    @property
-    def identity(self) -> dict:
-        """What every record of this cell says first."""
-        return {
-            "suite": self.suite.name,
-            "model": self.model,
-            "corpus": self.corpus,
-            "variant": self.variant,
-            "method": self.method,
-            "seed": self.seed,
-        }
-
-    @property
-    def method(self) -> str:
-        return self.suite.variants[self.variant]["method"] if self.variant in self.suite.variants else self.variant
-
-    @property
-    def trains(self) -> bool:
-        return self.variant in self.suite.variants
-
-    @functools.cached_property
-    def protocol(self) -> dict:
-        """The protocol's fields as this cell has them."""
-        return self.suite.resolve(self, "protocol")
-
-    @functools.cached_property
-    def hyperparameters(self) -> dict:
-        """Every field of the method with the value this cell gives it."""
-        plugin = find_plugin("methods", self.method)
-        return {**plugin.fields, **self.suite.resolve(self, "variant")}
-
-    def hyperparameters_given(self) -> dict:
-        """The hyper-parameters that the suite sets, the method's defaults left to itself."""
-        return self.suite.resolve(self, "variant")
-
-    def corpus_fields(self) -> dict:
-        return self.suite.settings("corpora", self.corpus)
-
-    @functools.cached_property
-    def specification(self) -> dict:
-        """All that determines the trained weights. Two trainings with equal specifications are the same training."""
-        corpus = find_plugin("corpora", self.corpus)
-        base = {
-            "model": {"name": self.model, "source": _sources("models", self.model)},
-            "corpus": {
-                "name": self.corpus,
-                "fields": _merge(corpus.fields, self.corpus_fields()),
-                "source": {asset: _sources("data", asset) for asset in corpus.names("assets")},
-            },
-        }
-        if not self.trains:
-            return {**base, "method": self.variant}
-        files = [find_plugin("methods", self.method).path, corpus.path]
-        files += [ROOT / "harness" / f"{stem}.py" for stem in ("setup", "loop", "data", "models")]
-        fields = {k: v for k, v in self.protocol.items() if k != "eval_batch_size"}
-        return {
-            **base,
-            "method": self.method,
-            "hyperparameters": self.hyperparameters,
-            "protocol": fields,
-            "seed": self.seed,
-            "code": code_hash(files),
-        }
-
-    @functools.cached_property
-    def computed_key(self) -> str:
-        """Hash of the specification as the code stands now."""
-        return _hash(self.specification)
-
-    @property
-    def key(self) -> str:
-        """The specification's hash; with code=pinned that of the record that is there, if one is."""
-        return self.suite.recorded_key(train_record(self)) or self.computed_key
-
-    def predict_key(self, evaluation: str) -> str:
-        """Hash of what determines an eval's raw outputs: the training, the items and the requests, not the grading."""
-        recorded = self.suite.recorded_key(predict_record(self, evaluation))
-        if recorded:
-            return recorded
-        plugin = find_plugin("evals", evaluation)
-        files = [plugin.path, ROOT / "harness" / "predict.py", ROOT / "harness" / "language_model.py"]
-        return _hash(
-            {
-                "training": self.key,
-                "eval": evaluation,
-                "fields": _merge(plugin.fields, self.suite.settings("evals", evaluation)),
-                "source": {asset: _sources("data", asset) for asset in plugin.names("assets")},
-                "protocol": {name: self.protocol[name] for name in PREDICTING},
-                "code": code_hash(files, grading=False),
-            }
-        )
-
-    def score_key(self, evaluation: str) -> str:
-        """Hash of what determines an eval's grades."""
-        files = [find_plugin("evals", evaluation).path, ROOT / "harness" / "score.py"]
-        if self.variant == "majority":
-            files.append(find_plugin("corpora", self.corpus).path)
-        return _hash({"predictions": self.predict_key(evaluation), "code": code_hash(files)})
 
 
 class Suite:
@@ -267,7 +142,9 @@ class Suite:
             raise UserError(f"{self._where(error.path)}: {_explain(error)}")
         for name, variant in self.variants.items():
             if name in ("untuned", "majority"):
-                raise UserError(f"{self._where(['variants', name])}: '{name}' is the name of a baseline row, take another")
+                raise UserError(
+                    f"{self._where(['variants', name])}: '{name}' is the name of a baseline row, take another"
+                )
             plugin = find_plugin("methods", variant["method"])
             given = {k: v for k, v in variant.items() if k != "method"}
             check_fields(plugin, given, self._where(["variants", name]))
@@ -343,7 +220,12 @@ class Suite:
             "generated": bool(corpus.attributes.get("generated") is True),
             "steps": t.protocol["steps"],
             "evals": [
-                {"eval": e, "label": find_plugin("evals", e).label, "key": t.score_key(e), "record": str(score_record(t, e))}
+                {
+                    "eval": e,
+                    "label": find_plugin("evals", e).label,
+                    "key": t.score_key(e),
+                    "record": str(score_record(t, e)),
+                }
                 for e in t.evals
             ],
         }
@@ -360,28 +242,14 @@ class Suite:
             yield {"stage": "cost", "record": str(cost_record(t)), "cores": 0}  # 0: the whole machine
 
 
-def train_record(t: Training) -> Path:
-    return t.folder / "train.json"
-
-
-def predict_record(t: Training, evaluation: str) -> Path:
-    return t.folder / evaluation / "predict.json"
-
-
-def score_record(t: Training, evaluation: str) -> Path:
-    return t.folder / evaluation / "score.json"
-
-
-def cost_record(t: Training) -> Path:
-    return t.suite.results / "cost" / t.model / t.corpus / t.variant / "cost.json"
-
-
 def load_suite(name: str) -> Suite:
     """The suite of that name in config/, of that folder in papers/, or at that path. Raises UserError for people."""
     candidates = [ROOT / "config" / f"{name}.yaml", ROOT / "papers" / name / "suite.yaml", Path(name)]
     path = next((p for p in candidates if p.is_file()), None)
     if path is None:
-        known = sorted(p.stem for p in (ROOT / "config").glob("*.yaml") if p.stem not in ("catalogue", "revisions.lock"))
+        known = sorted(
+            p.stem for p in (ROOT / "config").glob("*.yaml") if p.stem not in ("catalogue", "revisions.lock")
+        )
         raise UserError(f"no suite '{name}': neither a file nor one of {', '.join(known)}")
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -400,25 +268,12 @@ def _scores(evaluation: str, variant: str) -> bool:
     return variant != "majority" or "majority" in find_plugin("evals", evaluation).methods
 
 
-def _sources(kind: str, name: str) -> Any:
-    """What identifies an asset: its catalogue entry without its labels, and the revision locked at first fetch."""
-    entry = {k: v for k, v in catalogue()[kind][name].items() if k in ("sources", "tiny", "format", "architecture")}
-    return {**entry, "locked": _locked_revisions().get(name)}
-
-
-def _merge(defaults: dict, given: dict) -> dict:
-    return {k: v for k, v in {**defaults, **given}.items() if k != "task"}
-
-
-def _hash(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True, default=lambda v: "..." if v is ... else str(v))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
 def _known(name: str, names: Any, where: str, remedy: str) -> None:
     if name not in names:
         near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
-        raise UserError(f"{where} '{name}' is not known. " + (f"Did you mean '{near[0]}'? " if near else "") + f"Or {remedy}.")
+        raise UserError(
+            f"{where} '{name}' is not known. " + (f"Did you mean '{near[0]}'? " if near else "") + f"Or {remedy}."
+        )
 
 
 def _explain(error: jsonschema.ValidationError) -> str:
@@ -427,7 +282,9 @@ def _explain(error: jsonschema.ValidationError) -> str:
         allowed = list(error.schema.get("properties", {}))
         extra = [key for key in error.instance if key not in allowed]
         near = difflib.get_close_matches(extra[0], allowed, n=1, cutoff=0.5)
-        return f"unknown key '{extra[0]}'. " + (f"Did you mean '{near[0]}'?" if near else f"Known: {', '.join(allowed)}.")
+        return f"unknown key '{extra[0]}'. " + (
+            f"Did you mean '{near[0]}'?" if near else f"Known: {', '.join(allowed)}."
+        )
     return error.message
 
 

@@ -29,7 +29,9 @@ def main(argv: list[str] | None = None) -> int:
     training = cell(arguments)
     claim(training, replace=arguments.replace)
     if not training.trains:
-        record.write(train_record(training), {**start_record(training, "train"), "status": "ok", "steps": 0, "phases": {}})
+        record.write(
+            train_record(training), {**start_record(training, "train"), "status": "ok", "steps": 0, "phases": {}}
+        )
         return 0
     try:
         done = run(training)
@@ -141,7 +143,9 @@ def run(training: Training) -> dict:
         "memory": {"rss_peak_bytes": rss_peak_bytes()},
         "loss": {"first": trainer.state.first_loss, "last": trainer.state.last_loss, "validation": setup.validations},
         "instrument_seconds": curve.overhead,
-        "files": {p.stem: record.file_entry(p) for p in (folder / "curves.jsonl", folder / "delta.safetensors") if p.exists()},
+        "files": {
+            p.stem: record.file_entry(p) for p in (folder / "curves.jsonl", folder / "delta.safetensors") if p.exists()
+        },
     }
 
 

@@ -18,16 +18,29 @@ SUITE = {
     "suite": "mini",
     "protocol": {"steps": 4, "batch_size": 4, "micro_batch_size": 2, "max_length": 64, "validation_examples": 8},
     "limits": {"checkpoint_every": 1, "cost_steps": 2},
-    "corpora": {"generated-labels": {"limit": 64}},
-    "evals": {"generated-labels": {"limit": 8}},
+    "corpora": {"generated-labels": {"rows": 64}},
+    "evals": {"generated-labels": {"rows": 8}},
     "variants": {
         "full": {"method": "full", "learning_rate": 1e-3},
         "lora-r2": {"method": "lora", "rank": 2, "learning_rate": 1e-3},
     },
-    "grid": [{"models": ["tiny-llama"], "corpora": ["generated-labels"], "variants": ["full", "lora-r2"], "seeds": [0, 1]}],
+    "grid": [
+        {"models": ["tiny-llama"], "corpora": ["generated-labels"], "variants": ["full", "lora-r2"], "seeds": [0, 1]}
+    ],
     "cost": {"corpora": []},
 }
-FOLDERS = ("harness", "methods", "corpora", "evals", "evidence", "config", "workflow", "profiles", "notebooks", "papers")
+FOLDERS = (
+    "harness",
+    "methods",
+    "corpora",
+    "evals",
+    "evidence",
+    "config",
+    "workflow",
+    "profiles",
+    "notebooks",
+    "papers",
+)
 
 
 class Project:
@@ -55,29 +68,47 @@ class Project:
 
     def run(self, *more: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess:
         done = subprocess.run(
-            self.command(*more), cwd=self.folder, capture_output=True, text=True, timeout=600, env={**os.environ, **environment}
+            self.command(*more),
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            env={**os.environ, **environment},
         )
         if check and done.returncode:
             logs = "\n".join(f"{p}:\n{p.read_text()[-2000:]}" for p in self.folder.glob("results/*/logs/**/*.log"))
-            raise AssertionError(f"snakemake ended {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-5000:]}\n{logs}")
+            raise AssertionError(
+                f"snakemake ended {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-5000:]}\n{logs}"
+            )
         return done
 
     def plan(self, *config: str) -> set[str]:
         """Outputs under results/mini that a run would make anew, shortened; empty when there is nothing to do."""
         done = subprocess.run(
-            [*self.command("-n", "--quiet", "host"), *config], cwd=self.folder, capture_output=True, text=True, timeout=120
+            [*self.command("-n", "--quiet", "host"), *config],
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=120,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         outputs = re.findall(r"^\s+output: (.+)$", done.stdout + done.stderr, flags=re.M)
         return {part.strip().removeprefix("results/mini/") for line in outputs for part in line.split(",")}
 
     def records(self) -> dict[str, bytes]:
-        return {str(p.relative_to(self.folder)): p.read_bytes() for p in sorted(self.folder.glob("results/mini/runs/**/*.json"))}
+        return {
+            str(p.relative_to(self.folder)): p.read_bytes()
+            for p in sorted(self.folder.glob("results/mini/runs/**/*.json"))
+        }
 
     def start(self) -> subprocess.Popen:
         """Snakemake in a session of its own, in the background."""
         return subprocess.Popen(
-            self.command("--nolock"), cwd=self.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+            self.command("--nolock"),
+            cwd=self.folder,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )
 
     def kill_everything(self) -> None:

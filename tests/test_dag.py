@@ -84,10 +84,19 @@ def test_another_rank_under_the_same_name_runs_exactly_its_trainings(finished):
 
 
 def test_fixing_a_grade_only_scores(finished):
-    finished.edit("evals/generated_labels.py", "def grade(self, item, outputs)", "def grade(self, item, outputs, unused=0)")
+    finished.edit(
+        "evals/generated_labels.py", "def grade(self, item, outputs)", "def grade(self, item, outputs, unused=0)"
+    )
     plan = finished.plan()
     assert not cells(plan, "train.json") and not cells(plan, "predict.json")
-    assert cells(plan, "score.json") == {"full/seed0", "full/seed1", "lora-r2/seed0", "lora-r2/seed1", "untuned/seed0", "majority/seed0"}
+    assert cells(plan, "score.json") == {
+        "full/seed0",
+        "full/seed1",
+        "lora-r2/seed0",
+        "lora-r2/seed1",
+        "untuned/seed0",
+        "majority/seed0",
+    }
 
 
 def test_a_new_method_file_and_a_line_run_exactly_its_cells(finished):

@@ -30,7 +30,7 @@ def test_evidence_imports_no_torch_and_of_the_harness_only_records(path):
     for name in imported(path):
         top = name.split(".")[0]
         assert top not in ("torch", "transformers", "peft", "methods", "corpora", "evals"), name
-        assert top != "harness" or name in ("harness", "harness.record"), name
+        assert top != "harness" or name == "harness" or name.startswith("harness.record"), name
 
 
 @pytest.mark.parametrize("path", ENGINE, ids=lambda p: p.name)
@@ -51,7 +51,9 @@ def test_a_plugin_knows_the_contract_and_shared_parts_only(path):
 
 
 @pytest.mark.parametrize(
-    "path", [*ENGINE, *EVIDENCE, *PLUGINS, *sorted((ROOT / "perf").glob("*.py"))], ids=lambda p: f"{p.parent.name}/{p.name}"
+    "path",
+    [*ENGINE, *EVIDENCE, *PLUGINS, *sorted((ROOT / "perf").glob("*.py"))],
+    ids=lambda p: f"{p.parent.name}/{p.name}",
 )
 def test_files_stay_short(path):
     assert len(path.read_text().splitlines()) <= 400
@@ -61,7 +63,9 @@ def test_the_snakefile_is_a_table_of_contents():
     assert len((ROOT / "Snakefile").read_text().splitlines()) <= 30
 
 
-@pytest.mark.parametrize("module", ["harness.suite", "harness.dag", "harness.supervise", "harness.score", "harness.contract"])
+@pytest.mark.parametrize(
+    "module", ["harness.suite", "harness.dag", "harness.supervise", "harness.score", "harness.contract"]
+)
 def test_what_must_start_fast_imports_no_torch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -14,7 +14,9 @@ BASE = {
     "suite": "toy",
     "protocol": {"steps": 3},
     "variants": {"lora-r4": {"method": "lora", "rank": 4}, "full": {"method": "full"}},
-    "grid": [{"models": ["tiny-llama"], "corpora": ["generated-labels"], "variants": ["full", "lora-r4"], "seeds": [0, 1]}],
+    "grid": [
+        {"models": ["tiny-llama"], "corpora": ["generated-labels"], "variants": ["full", "lora-r4"], "seeds": [0, 1]}
+    ],
 }
 
 
@@ -27,7 +29,9 @@ def load(tmp_path, **changes):
 def test_cells_are_the_grid_and_its_baselines(tmp_path):
     names = [t.name.removeprefix("tiny-llama/generated-labels/") for t in load(tmp_path).trainings]
     assert names[:1] == ["untuned/seed0"]
-    assert set(names) - {"untuned/seed0", "majority/seed0"} == {f"{v}/seed{s}" for v in ("full", "lora-r4") for s in (0, 1)}
+    assert set(names) - {"untuned/seed0", "majority/seed0"} == {
+        f"{v}/seed{s}" for v in ("full", "lora-r4") for s in (0, 1)
+    }
 
 
 def test_overrides_apply_where_they_should(tmp_path):

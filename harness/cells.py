@@ -1,0 +1,187 @@
+"""A cell of a suite: one training, its resolved specification, its keys, and where its records lie. Imports no torch."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from harness.closure import code_hash
+from harness.plugins import ROOT, find_plugin
+
+if TYPE_CHECKING:
+    from harness.suite import Suite
+
+PREDICTING = ("precision", "eval_batch_size", "threads")
+"""Fields of the protocol that predictions depend on, besides the training."""
+
+
+@functools.cache
+def catalogue() -> dict:
+    """config/catalogue.yaml: models and data by name."""
+    return yaml.safe_load((ROOT / "config" / "catalogue.yaml").read_text(encoding="utf-8"))
+
+
+@functools.cache
+def _locked_revisions() -> dict:
+    path = ROOT / "config" / "revisions.lock.yaml"
+    return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
+
+
+@dataclass(frozen=True)
+class Training:
+    """One cell: what is trained, and what is scored with it."""
+
+    suite: Suite = field(repr=False, compare=False)
+    model: str
+    corpus: str
+    variant: str
+    seed: int
+    evals: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}/{self.corpus}/{self.variant}/seed{self.seed}"
+
+    @property
+    def folder(self) -> Path:
+        return self.suite.results / "runs" / self.name
+
+    @property
+    def identity(self) -> dict:
+        """What every record of this cell says first."""
+        return {
+            "suite": self.suite.name,
+            "model": self.model,
+            "corpus": self.corpus,
+            "variant": self.variant,
+            "method": self.method,
+            "seed": self.seed,
+        }
+
+    @property
+    def method(self) -> str:
+        return self.suite.variants[self.variant]["method"] if self.variant in self.suite.variants else self.variant
+
+    @property
+    def trains(self) -> bool:
+        return self.variant in self.suite.variants
+
+    @functools.cached_property
+    def protocol(self) -> dict:
+        """The protocol's fields as this cell has them."""
+        return self.suite.resolve(self, "protocol")
+
+    @functools.cached_property
+    def hyperparameters(self) -> dict:
+        """Every field of the method with the value this cell gives it."""
+        plugin = find_plugin("methods", self.method)
+        return {**plugin.fields, **self.suite.resolve(self, "variant")}
+
+    def hyperparameters_given(self) -> dict:
+        """The hyper-parameters that the suite sets, the method's defaults left to itself."""
+        return self.suite.resolve(self, "variant")
+
+    def corpus_fields(self) -> dict:
+        return self.suite.settings("corpora", self.corpus)
+
+    @functools.cached_property
+    def specification(self) -> dict:
+        """All that determines the trained weights. Two trainings with equal specifications are the same training."""
+        corpus = find_plugin("corpora", self.corpus)
+        base = {
+            "model": {"name": self.model, "source": sources("models", self.model)},
+            "corpus": {
+                "name": self.corpus,
+                "fields": _merge(corpus.fields, self.corpus_fields()),
+                "source": {asset: sources("data", asset) for asset in corpus.names("assets")},
+            },
+        }
+        if not self.trains:
+            return {**base, "method": self.variant}
+        files = [find_plugin("methods", self.method).path, corpus.path]
+        files += [ROOT / "harness" / f"{stem}.py" for stem in ("setup", "loop", "data", "models")]
+        fields = {k: v for k, v in self.protocol.items() if k != "eval_batch_size"}
+        return {
+            **base,
+            "method": self.method,
+            "hyperparameters": self.hyperparameters,
+            "protocol": fields,
+            "seed": self.seed,
+            "code": code_hash(files),
+        }
+
+    @functools.cached_property
+    def computed_key(self) -> str:
+        """Hash of the specification as the code stands now."""
+        return hash_of(self.specification)
+
+    @property
+    def key(self) -> str:
+        """The specification's hash; with code=pinned that of the record that is there, if one is."""
+        return self.suite.recorded_key(train_record(self)) or self.computed_key
+
+    def predict_key(self, evaluation: str) -> str:
+        """Hash of what determines an eval's raw outputs: the training, the items and the requests, not the grading."""
+        recorded = self.suite.recorded_key(predict_record(self, evaluation))
+        if recorded:
+            return recorded
+        plugin = find_plugin("evals", evaluation)
+        files = [plugin.path, ROOT / "harness" / "predict.py", ROOT / "harness" / "language_model.py"]
+        return hash_of(
+            {
+                "training": self.key,
+                "eval": evaluation,
+                "fields": _merge(plugin.fields, self.suite.settings("evals", evaluation)),
+                "source": {asset: sources("data", asset) for asset in plugin.names("assets")},
+                "protocol": {name: self.protocol[name] for name in PREDICTING},
+                "code": code_hash(files, grading=False),
+            }
+        )
+
+    def score_key(self, evaluation: str) -> str:
+        """Hash of what determines an eval's grades."""
+        files = [find_plugin("evals", evaluation).path, ROOT / "harness" / "score.py"]
+        if self.variant == "majority":
+            files.append(find_plugin("corpora", self.corpus).path)
+        return hash_of({"predictions": self.predict_key(evaluation), "code": code_hash(files)})
+
+
+def train_record(t: Training) -> Path:
+    return t.folder / "train.json"
+
+
+def predict_record(t: Training, evaluation: str) -> Path:
+    return t.folder / evaluation / "predict.json"
+
+
+def score_record(t: Training, evaluation: str) -> Path:
+    return t.folder / evaluation / "score.json"
+
+
+def cost_record(t: Training) -> Path:
+    return t.suite.results / "cost" / t.model / t.corpus / t.variant / "cost.json"
+
+
+# --------------------------------------------------------------------------- small parts
+
+
+def sources(kind: str, name: str) -> Any:
+    """What identifies an asset: its catalogue entry without its labels, and the revision locked at first fetch."""
+    entry = {k: v for k, v in catalogue()[kind][name].items() if k in ("sources", "tiny", "format", "architecture")}
+    return {**entry, "locked": _locked_revisions().get(name)}
+
+
+def _merge(defaults: dict, given: dict) -> dict:
+    return {k: v for k, v in {**defaults, **given}.items() if k != "task"}
+
+
+def hash_of(value: Any) -> str:
+    """Hash of a value as JSON with sorted keys."""
+    text = json.dumps(value, sort_keys=True, default=lambda v: "..." if v is ... else str(v))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
