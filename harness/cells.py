@@ -27,12 +27,6 @@ def catalogue() -> dict:
     return yaml.safe_load((ROOT / "config" / "catalogue.yaml").read_text(encoding="utf-8"))
 
 
-@functools.cache
-def _locked_revisions() -> dict:
-    path = ROOT / "config" / "revisions.lock.yaml"
-    return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
-
-
 @dataclass(frozen=True)
 class Training:
     """One cell: what is trained, and what is scored with it."""
@@ -172,9 +166,9 @@ def cost_record(t: Training) -> Path:
 
 
 def sources(kind: str, name: str) -> Any:
-    """What identifies an asset: its catalogue entry without its labels, and the revision locked at first fetch."""
-    entry = {k: v for k, v in catalogue()[kind][name].items() if k in ("sources", "tiny", "format", "architecture")}
-    return {**entry, "locked": _locked_revisions().get(name)}
+    """What identifies an asset before it is fetched: its catalogue entry without its labels. What was fetched (a hub's
+    revision, a mirror's content) stands in the records."""
+    return {k: v for k, v in catalogue()[kind][name].items() if k in ("sources", "tiny", "format", "architecture")}
 
 
 def _merge(defaults: dict, given: dict) -> dict:

@@ -69,7 +69,7 @@ def load_checkpoint(path: Path, trainer: Trainer, key: str) -> dict | None:
 
 def fill(model: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Copy tensors into the parameters and buffers of these names. Raises KeyError for a name that is not there."""
-    own = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
+    own = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
     with torch.no_grad():
         for name, value in tensors.items():
             own[name].copy_(value)

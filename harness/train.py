@@ -62,22 +62,21 @@ def claim(training: Training, replace: bool) -> None:
     folder = training.folder
     folder.mkdir(parents=True, exist_ok=True)
     marker = folder / "key"
-    if marker.is_file() and marker.read_text(encoding="utf-8").strip() != training.key:
-        if not replace:
-            raise UserError(
-                f"{folder} holds a training of another specification (key {marker.read_text(encoding='utf-8').strip()}, "
-                f"now {training.key}). Move it away, name the variant anew, or pass --replace to discard it."
-            )
-        for leftover in folder.iterdir():
-            if leftover.is_dir():
-                shutil.rmtree(leftover)
-            elif leftover.name != ".lock":
-                leftover.unlink()
+    held = marker.read_text(encoding="utf-8").strip() if marker.is_file() else training.key
+    leftovers = [path for path in folder.iterdir() if path.name not in ("key", ".lock")]
+    if held != training.key and leftovers and not replace:
+        raise UserError(
+            f"{folder} holds a training of another specification (key {held}, now {training.key}). Move it away, name the "
+            "variant anew, or pass --replace to discard it."
+        )
+    for leftover in leftovers if held != training.key else []:
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
     marker.write_text(training.key + "\n", encoding="utf-8")
 
 
 def start_record(training: Training, stage: str) -> dict:
     """What a record of this cell begins with."""
+    from harness.assets import revision
     from harness.provenance import provenance
 
     return {
@@ -86,6 +85,7 @@ def start_record(training: Training, stage: str) -> dict:
         "reason": "",
         "key": training.key,
         "specification": training.specification,
+        "assets": {name: revision(name) for name in training.suite.assets(training)},
         "provenance": provenance(training.protocol["threads"]),
     }
 

@@ -107,7 +107,9 @@ class HFTrainer:
 
         rows = [{**{k: v for k, v in b.inputs.items()}, "labels": _labels(b)} for b in sequence]
         self.arguments.max_steps = len(rows)
-        trainer = self.HF(self.model, self.arguments, train_dataset=rows, data_collator=lambda r: r[0], callbacks=[Clock()])
+        trainer = self.HF(
+            self.model, self.arguments, train_dataset=rows, data_collator=lambda r: r[0], callbacks=[Clock()]
+        )
         if self.hf is not None:
             trainer.optimizer = self.hf.optimizer
         trainer.remove_callback(next(c for c in trainer.callback_handler.callbacks if "Printer" in type(c).__name__))

@@ -34,15 +34,15 @@ STEPS = {"headlines": 30, "arithmetic": 12, "phrases-en-de": 12, "snippets": 12}
 GAIN = {"untuned": 0.0, "majority": 0.0, "full": 1.0, "lora": 0.8, "dora": 0.85}
 
 
-def build(root: Path, failures: bool = True, seeds: tuple[int, ...] = (0, 1)) -> Path:
-    """Write plan and records under ``root``; returns the plan's path.
+def build(root: Path, failures: bool = True, seeds: tuple[int, ...] = (0, 1), corpora: tuple[str, ...] = ()) -> Path:
+    """Write plan and records under ``root``; returns the plan's path. No ``corpora``: all four.
 
     With ``failures``: DoRA on snippets runs out of memory (seed 1), LoRA on arithmetic diverges (seed 0), full
     fine-tuning on phrases is missing (seed 1), LoRA on headlines seed 1 is stale, DoRA on headlines seed 1 comes from
     another torch, DoRA's cost on snippets failed.
     """
     cells = []
-    for corpus in CORPORA:
+    for corpus in corpora or CORPORA:
         for model in MODELS if corpus == "headlines" else ["tiny-llama"]:
             grid = [("untuned", 0), *([("majority", 0)] if corpus == "headlines" else [])]
             for variant, seed in [*grid, *((v, s) for s in seeds for v in VARIANTS)]:
@@ -53,7 +53,7 @@ def build(root: Path, failures: bool = True, seeds: tuple[int, ...] = (0, 1)) ->
         "protocol": {"batch_size": 16},
         "variants": ["untuned", "majority", *VARIANTS],
         "models": list(MODELS),
-        "corpora": list(CORPORA),
+        "corpora": list(corpora or CORPORA),
         "cells": cells,
     }
     root.mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,9 @@ def build(root: Path, failures: bool = True, seeds: tuple[int, ...] = (0, 1)) ->
         if fate != "missing":
             _write_cell(root, cell, fate)
     for model in MODELS:
-        for corpus in CORPORA if model == "tiny-llama" else ["headlines"]:
+        for corpus in corpora or CORPORA:
+            if model == "tiny-bert" and corpus != "headlines":
+                continue
             for variant in VARIANTS:
                 _write_cost(root, model, corpus, variant, failures)
     return root / "plan.json"

@@ -257,7 +257,7 @@ def test_examples_give_way_where_there_is_no_room(toy):
 def test_the_corpus_is_disjoint_from_test_and_validation(data):
     train, validation = pairs(data), pairs(data, "validation")
     assert len(train) > 300 and len(validation) > 20
-    assert train == pairs(data) and pairs(data, limit=50) == train[:50]
+    assert pairs(data, limit=50) == train[:50]
     solutions = [i["prompt"] + i["canonical_solution"] for i in load_plugin("evals", "humaneval").items(data)]
     tested = {n.name: body(n) for s in solutions for n in ast.walk(ast.parse(s)) if isinstance(n, ast.FunctionDef)}
     seen = {}

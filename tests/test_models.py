@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +13,6 @@ from harness.failures import UserError
 from harness.roles import find_targets
 from harness.tiny import FAMILIES, byte_tokenizer, tiny_model
 
-ROOT = Path(__file__).resolve().parent.parent
 KIND = {"bert": "encoder", "roberta": "encoder", "t5": "seq2seq", "vit": "image"}
 
 # Per layer: {role: ends of the names found}, written out by hand from each architecture's own definition.
@@ -378,6 +374,6 @@ def test_minilm():
 
 
 def test_gguf_becomes_a_plain_folder(tmp_path):
-    """In a process of its own: the conversion changes library settings. A two-layer Llama in float32 GGUF and back."""
-    code = "import sys, tests.tiny_gguf as t; t.check(sys.argv[1])"
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code, str(tmp_path)], cwd=ROOT, check=True, timeout=120)
+    from tests import tiny_gguf
+
+    tiny_gguf.check(tmp_path)

@@ -19,10 +19,11 @@ from harness.plugins import ROOT
 from harness.sandbox import Limits, SandboxError, run_program, run_programs, strongest_level
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="NOT RUN: the sandbox's levels are Linux's")
-TIGHT = Limits(cpu_seconds=1, wall_seconds=2, memory_bytes=192 << 20, disk_bytes=1 << 20)
+TIGHT = Limits(cpu_seconds=1, wall_seconds=20, memory_bytes=192 << 20, disk_bytes=1 << 20)
+BRIEF = dataclasses.replace(TIGHT, wall_seconds=1)  # for programs that only wait
 
 
-@pytest.fixture(params=sandbox.LEVELS)
+@pytest.fixture(params=[level for level in sandbox.LEVELS if level != "limits" or os.geteuid() != 0])
 def level(request):
     try:
         assert run_program("", TIGHT, request.param).status == "passed"
@@ -59,7 +60,7 @@ def keepers_of(parent: int) -> list[str]:
 def test_a_program_passes_by_reaching_its_end(level):
     outcome = run_program("import math, heapq, re, typing\nassert math.sqrt(4) == 2", TIGHT, level)
     assert (outcome.status, outcome.detail, outcome.level) == ("passed", "", level)
-    assert 0 < outcome.seconds < 5
+    assert 0 < outcome.seconds < 20
 
 
 def test_a_failure_names_its_error(level):
@@ -146,8 +147,8 @@ def test_it_cannot_pass_by_leaving(level):
 def test_infinite_loop_and_sleep_end_at_their_limits(level):
     busy = run_program("while True: pass", TIGHT, level)
     assert busy.status == "timeout" and "CPU" in busy.detail
-    idle = run_program("import time\nwhile True:\n try: time.sleep(60)\n except BaseException: pass", TIGHT, level)
-    assert idle.status == "timeout" and "wall" in idle.detail and idle.seconds < 6
+    idle = run_program("import time\nwhile True:\n try: time.sleep(60)\n except BaseException: pass", BRIEF, level)
+    assert idle.status == "timeout" and "wall" in idle.detail and idle.seconds < 10
     stubborn = "import signal\nfor n in range(1, 30):\n try: signal.signal(n, signal.SIG_IGN)\n except OSError: pass\n"
     assert run_program(stubborn + "while True: pass", TIGHT, level).status == "timeout"
 
@@ -187,7 +188,7 @@ def test_what_it_writes_on_other_descriptors_is_no_verdict(level):
     flooded = (
         "import os\nfor fd in range(3, 32):\n try:\n  while True: os.write(fd, bytes(65536))\n except OSError: pass"
     )
-    assert run_program(flooded, TIGHT, level).status in ("timeout", "crashed")
+    assert run_program(flooded, BRIEF, level).status in ("timeout", "crashed")
     assert run_program("import os\nos.closerange(0, 32)", TIGHT, level).status == "crashed"
 
 
@@ -311,7 +312,7 @@ def test_level_limits_as_another_user():
 
 
 def test_a_killed_harness_leaves_no_program_running():
-    code = "from harness.sandbox import *; run_program('while True: pass', Limits(cpu_seconds=30, wall_seconds=30))"
+    code = "from harness.sandbox import *; run_program('while True: pass', Limits(cpu_seconds=60, wall_seconds=60))"
     with tempfile.TemporaryDirectory() as folder:
         environment = {**os.environ, "TMPDIR": folder}
         harness = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment)
@@ -321,7 +322,7 @@ def test_a_killed_harness_leaves_no_program_running():
         until(lambda: not keepers_of(harness.pid))
 
 
-def until(condition, seconds: float = 10.0) -> None:
+def until(condition, seconds: float = 30.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harness.gguf import convert
-from harness.tiny import byte_tokenizer, tiny_model
+from harness.tiny import VOCABULARY, byte_tokenizer, tiny_model
 
 NAMES = {
     "model.embed_tokens": "token_embd",
@@ -41,7 +41,7 @@ def write(path: Path, model) -> None:
     writer.add_rope_dimension_count(config.head_dim)
     writer.add_vocab_size(config.vocab_size)
     vocabulary = byte_tokenizer().get_vocab()
-    tokens = sorted(vocabulary, key=vocabulary.get)
+    tokens = [*sorted(vocabulary, key=vocabulary.get), "ab"]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")
     writer.add_token_list(tokens)
@@ -66,10 +66,9 @@ def write(path: Path, model) -> None:
     writer.close()
 
 
-def check(folder: str) -> None:
-    path, out = Path(folder) / "model.gguf", Path(folder) / "out"
-    torch.set_num_threads(1)
-    model, _ = tiny_model("llama", tied=True, rope_theta=10000.0)
+def check(folder: Path) -> None:
+    path, out = folder / "model.gguf", folder / "out"
+    model, _ = tiny_model("llama", tied=True, vocabulary=VOCABULARY + 1)
     write(path, model)
     convert(path, out)
     settings = json.loads((out / "config.json").read_text())
@@ -80,6 +79,7 @@ def check(folder: str) -> None:
     assert all(torch.equal(weight, state[name]) for name, weight in model.state_dict().items())
     tokenizer = AutoTokenizer.from_pretrained(out)
     assert tokenizer.decode(tokenizer("Tuning  42")["input_ids"]) == "Tuning  42"
+    assert len(tokenizer("abc")["input_ids"]) == 2
     splitter = tokenizer.backend_tokenizer.pre_tokenizer
     assert [piece for piece, _ in splitter.pre_tokenize_str("x  42")] == ["x", "ĠĠ", "4", "2"]
     assert not (set(json.loads((out / "tokenizer_config.json").read_text())) & {"local_files_only", "is_local"})

@@ -63,6 +63,11 @@ def _die(path: Path, name: str) -> None:
     time.sleep(10)
 
 
+def _die_after(path: Path) -> None:
+    _write(path)
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
 def _segfault(path: Path) -> None:
     ctypes.string_at(0)
 

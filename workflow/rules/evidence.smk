@@ -28,14 +28,12 @@ rule early_table:
         f"{R}/tables/corpora/{{corpus}}.md",
     params:
         code=dag.evidence_key("tables"),
-        scratch=lambda w: f"{R}/tables/corpora/.{w.corpus}",
     log:
         f"{R}/logs/early_table/{{corpus}}.log",
     priority: 50
     shell:
-        "(python -m evidence.collect --plan {input.plan} --out {params.scratch} && "
-        "python -m evidence.tables --collected {params.scratch} --out " + R + "/tables/corpora --corpus {wildcards.corpus}"
-        " && rm -r {params.scratch}) > {log} 2>&1 || (cat {log} >&2; false); echo; cat {output}; echo"
+        "python -m evidence.tables --plan {input.plan} --out " + R + "/tables/corpora --corpus {wildcards.corpus}"
+        " > {log} 2>&1 || (cat {log} >&2; false); echo; cat {output}; echo"
 
 
 rule tables:

@@ -1,0 +1,84 @@
+"""GLUE (Wang et al. 2019, https://arxiv.org/abs/1804.07461): nine tasks of classifying English sentences.
+
+Decoders see the text of lm-evaluation-harness's task of the same name, so that training and scoring agree. GLUE's
+development set is our test, as everywhere since its test labels are secret; validation is carved from train, with equal
+texts on one side. Rows that GLUE itself has in both train and development sets stay, as in published results.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from harness.contract import Corpus, Labelled
+
+from ._rows import carve, check_split, chosen, read_rows
+
+COLUMNS = {
+    "cola": ("sentence",),
+    "sst2": ("sentence",),
+    "mrpc": ("sentence1", "sentence2"),
+    "stsb": ("sentence1", "sentence2"),
+    "qqp": ("question1", "question2"),
+    "mnli": ("premise", "hypothesis"),
+    "qnli": ("question", "sentence"),
+    "rte": ("sentence1", "sentence2"),
+    "wnli": ("sentence1", "sentence2"),
+}
+CLASSES = {  # in the order of the label numbers
+    "cola": ("no", "yes"),
+    "sst2": ("negative", "positive"),
+    "mrpc": ("no", "yes"),
+    "stsb": (),
+    "qqp": ("no", "yes"),
+    "mnli": ("True", "Neither", "False"),
+    "qnli": ("yes", "no"),
+    "rte": ("True", "False"),
+    "wnli": ("False", "True"),
+}
+PROMPTS = {
+    "cola": "{0}\nQuestion: Does this sentence make sense?\nAnswer:",
+    "sst2": "{0}\nQuestion: Is this sentence positive or negative?\nAnswer:",
+    "mrpc": "Sentence 1: {0}\nSentence 2: {1}\nQuestion: Do both sentences mean the same thing?\nAnswer:",
+    "stsb": "Sentence 1: {0}\nSentence 2: {1}\nQuestion: How similar are the sentences, from 0.0 to 5.0?\nAnswer:",
+    "qqp": "Question 1: {0}\nQuestion 2: {1}\nQuestion: Do both questions ask the same thing?\nAnswer:",
+    "mnli": "{0}\nQuestion: {1} True, False or Neither?\nAnswer:",
+    "qnli": "{0}\n{1}\nQuestion: Does this response answer the question?\nAnswer:",
+    "rte": "{0}\nQuestion: {1} True or False?\nAnswer:",
+    "wnli": "{0}\nQuestion: {1} True or False?\nAnswer:",
+}
+
+
+@dataclass
+class Glue(Corpus):
+    """A GLUE task: a sentence or a pair, with its class (``stsb``: a similarity from 0 to 5)."""
+
+    limit: int = 0
+    """Training examples; 0: all."""
+
+    tasks: ClassVar[tuple[str, ...]] = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
+    assets: ClassVar[tuple[str, ...]] = ("glue-{task}",)
+    evals: ClassVar[tuple[str, ...]] = ("glue-{task}",)
+    label: ClassVar[str] = "GLUE {task}"
+    example: ClassVar[type] = Labelled
+
+    def __post_init__(self):
+        self.classes = CLASSES[self.task]
+
+    def examples(self, split, data):
+        check_split(split)
+        columns = COLUMNS[self.task]
+        rows = read_rows(data(f"glue-{self.task}") / "train.jsonl", (*columns, "label"))
+        kept = carve(rows, ["\n".join(row[column] for column in columns) for row in rows], split)
+        return [
+            self._example([row[column] for column in columns], row["label"]) for row in chosen(kept, split, self.limit)
+        ]
+
+    def _example(self, texts: list[str], label: float) -> Labelled:
+        return Labelled(texts[0] if len(texts) == 1 else tuple(texts), int(label) if self.classes else float(label))
+
+    def prompt(self, example):
+        texts = [example.input] if isinstance(example.input, str) else list(example.input)
+        if self.task == "mnli":
+            texts[1] = texts[1].strip().removesuffix(".") + "."
+        return PROMPTS[self.task].format(*texts)

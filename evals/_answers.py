@@ -1,0 +1,52 @@
+"""Exact match of the final number of a worked answer, by the two rules of lm-evaluation-harness's ``gsm8k``.
+
+Strict reads the number after the first "####"; flexible reads the last number of the text, whatever stands around it.
+Commas, dollar signs and a final full stop do not count.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+NOTHING = "[invalid]"
+STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")
+FLEXIBLE = re.compile(r"-?[$0-9.,]{2,}|-?[0-9]+")
+
+
+def answer_grade(text: str, reference: str) -> dict:
+    """What was extracted from ``text`` by each rule, and whether it equals the reference's number (1 or 0)."""
+    gold = _bare(reference)
+    strict, flexible = strict_answer(text), flexible_answer(text)
+    return {
+        "gold": gold,
+        "strict_answer": strict,
+        "flexible_answer": flexible,
+        "strict": int(_bare(strict) == gold),
+        "flexible": int(_bare(flexible) == gold),
+    }
+
+
+def strict_answer(text: str) -> str:
+    found = STRICT.search(text)
+    return found.group(1).strip() if found else NOTHING
+
+
+def flexible_answer(text: str) -> str:
+    found = FLEXIBLE.findall(text)
+    return found[-1].strip() if found else NOTHING
+
+
+def answer_shares(grades: Sequence[dict]) -> dict[str, float]:
+    """Exact match by both rules, in percent."""
+    return {
+        f"exact_match_{rule}": 100.0 * sum(grade[rule] for grade in grades) / len(grades)
+        for rule in ("flexible", "strict")
+    }
+
+
+def _bare(answer: str) -> str:
+    """An answer without what the comparison ignores: a worked solution before "#### ", commas, dollars, a full stop."""
+    answer = re.sub(r"[,$]", "", answer)
+    answer = answer.rpartition("#### ")[2]
+    return answer.removesuffix(".").lower()

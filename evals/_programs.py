@@ -1,0 +1,73 @@
+"""Problems whose answer is a Python function: the model writes its body, the problem's tests decide.
+
+The prompt is given as it stands; generation ends where a new top-level statement begins, as in lm-evaluation-harness's
+``humaneval``; the program is prompt + text + tests + ``check(entry_point)``. The canonical solution's likelihood is
+measured, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from harness.contract import Eval, Generate, Reference
+from harness.sandbox import strongest_level
+
+from ._pass_at_k import pass_rates, program_counts
+from ._reference import nats_per_token, reference_counts
+
+STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
+COLUMNS = ("task_id", "prompt", "entry_point", "canonical_solution", "test")
+
+
+@dataclass
+class ProgramEval(Eval):
+    """Items have ``id`` and COLUMNS but the first."""
+
+    max_tokens: int = 1024
+    """Longest generated body."""
+    samples: int = 1
+    """Programs a problem, n of pass@k; 1 is greedy, more need a temperature."""
+    temperature: float = 0.0
+
+    headline: ClassVar[str] = "pass_at_1"
+    units: ClassVar[dict[str, str]] = {
+        "pass_at_1": "%",
+        "pass_at_10": "%",
+        "programs": "per problem",
+        "reference_nll": "nats/token",
+    }
+    lower_is_better: ClassVar[tuple[str, ...]] = ("reference_nll",)
+    floors: ClassVar[dict[str, float]] = {"pass_at_1": 0.0, "pass_at_10": 0.0}
+
+    def __post_init__(self) -> None:
+        if self.samples < 1 or self.temperature < 0:
+            raise ValueError(f"samples: {self.samples}, temperature: {self.temperature}: at least 1 and at least 0")
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError(
+                f"samples: {self.samples} at temperature 0 are all the same: set a temperature, or samples: 1"
+            )
+
+    def requests(self, item: dict, outputs: Sequence[dict] = ()) -> list:
+        if outputs:
+            return []
+        prompt, stripped = item["prompt"], item["prompt"].rstrip()
+        return [
+            Generate(prompt, STOPS, self.max_tokens, self.temperature, self.samples),
+            # White space at the border belongs to the continuation, as lm-evaluation-harness scores a text.
+            Reference(stripped, prompt[len(stripped) :] + item["canonical_solution"]),
+        ]
+
+    def grade(self, item: dict, outputs: Sequence[dict]) -> dict:
+        generated, reference = outputs
+        tests = f"\n{item['test']}\ncheck({item['entry_point']})"
+        programs = [item["prompt"] + text + tests for text in generated["texts"]]
+        return {**program_counts(programs), **reference_counts(reference)}
+
+    def aggregate(self, grades: Sequence[dict]) -> dict[str, float]:
+        return {**pass_rates(grades), "reference_nll": nats_per_token(grades)}
+
+    def signatures(self) -> dict[str, str]:
+        """The level of isolation at which programs run on this machine."""
+        return {"sandbox": strongest_level()}

@@ -1,0 +1,43 @@
+"""Generated classification: is a text made of more "a" or more "b"? The likelier letter, or a task head's class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from harness.contract import Choices
+
+from ._classes import accuracy, class_grade, commonest_class_grades
+from ._generated import GeneratedEval
+
+CLASSES = ("a", "b")
+
+
+@dataclass
+class GeneratedLabels(GeneratedEval):
+    """Five words of one letter mostly, and that letter."""
+
+    label: ClassVar[str] = "Letters (generated)"
+    headline: ClassVar[str] = "accuracy"
+    units: ClassVar[dict[str, str]] = {"accuracy": "%"}
+    floors: ClassVar[dict[str, float]] = {"accuracy": 50.0}
+
+    def item_of(self, draw, number):
+        label = number % 2
+        letters = CLASSES[label] * 8 + CLASSES[1 - label]
+        words = ("".join(draw.choices(letters, k=draw.randint(2, 5))) for _ in range(5))
+        return {"text": " ".join(words), "label": label}
+
+    def requests(self, item, outputs=()):
+        if outputs:
+            return []
+        return [Choices(f"{item['text']}\nLetter:", tuple(f" {letter}" for letter in CLASSES), input=item["text"])]
+
+    def grade(self, item, outputs):
+        return class_grade(item["label"], outputs[0])
+
+    def aggregate(self, grades):
+        return {"accuracy": accuracy(grades)}
+
+    def majority(self, train, items):
+        return commonest_class_grades([example.label for example in train], [item["label"] for item in items])

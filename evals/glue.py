@@ -1,0 +1,167 @@
+"""GLUE (Wang et al. 2019, https://arxiv.org/abs/1804.07461) on its development sets, by GLUE's own metrics.
+
+A decoder picks the likeliest answer word after the text of lm-evaluation-harness's task of the same name; a model with
+a task head classifies the sentences. ``stsb`` is a similarity: the head's value, or for a decoder, which has no such
+task there, the expectation of the digit from 0 to 5 that opens its answer.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from harness.contract import Choices, Eval
+
+from ._classes import accuracy, class_grade, commonest_class_grades
+from ._rows import read_rows, subsample
+
+COLUMNS = {
+    "cola": ("sentence",),
+    "sst2": ("sentence",),
+    "mrpc": ("sentence1", "sentence2"),
+    "stsb": ("sentence1", "sentence2"),
+    "qqp": ("question1", "question2"),
+    "mnli": ("premise", "hypothesis"),
+    "qnli": ("question", "sentence"),
+    "rte": ("sentence1", "sentence2"),
+    "wnli": ("sentence1", "sentence2"),
+}
+ANSWERS = {  # in the order of the label numbers
+    "cola": ("no", "yes"),
+    "sst2": ("negative", "positive"),
+    "mrpc": ("no", "yes"),
+    "stsb": ("0", "1", "2", "3", "4", "5"),
+    "qqp": ("no", "yes"),
+    "mnli": ("True", "Neither", "False"),
+    "qnli": ("yes", "no"),
+    "rte": ("True", "False"),
+    "wnli": ("False", "True"),
+}
+PROMPTS = {
+    "cola": "{0}\nQuestion: Does this sentence make sense?\nAnswer:",
+    "sst2": "{0}\nQuestion: Is this sentence positive or negative?\nAnswer:",
+    "mrpc": "Sentence 1: {0}\nSentence 2: {1}\nQuestion: Do both sentences mean the same thing?\nAnswer:",
+    "stsb": "Sentence 1: {0}\nSentence 2: {1}\nQuestion: How similar are the sentences, from 0.0 to 5.0?\nAnswer:",
+    "qqp": "Question 1: {0}\nQuestion 2: {1}\nQuestion: Do both questions ask the same thing?\nAnswer:",
+    "mnli": "{0}\nQuestion: {1} True, False or Neither?\nAnswer:",
+    "qnli": "{0}\n{1}\nQuestion: Does this response answer the question?\nAnswer:",
+    "rte": "{0}\nQuestion: {1} True or False?\nAnswer:",
+    "wnli": "{0}\nQuestion: {1} True or False?\nAnswer:",
+}
+SETS = {"mnli": {"matched": "validation_matched.jsonl", "mismatched": "validation_mismatched.jsonl"}}
+METRICS = {
+    "cola": ("matthews",),
+    "mrpc": ("accuracy", "f1"),
+    "qqp": ("accuracy", "f1"),
+    "stsb": ("pearson", "spearman"),
+}
+
+
+@dataclass
+class Glue(Eval):
+    """One GLUE task."""
+
+    limit: int = 0
+    """Items scored, of each set where there are two (``mnli``); 0: all."""
+
+    tasks: ClassVar[tuple[str, ...]] = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
+    assets: ClassVar[tuple[str, ...]] = ("glue-{task}",)
+    label: ClassVar[str] = "GLUE {task}"
+    units: ClassVar[dict[str, str]] = {
+        "accuracy": "%",
+        "accuracy_mismatched": "%",
+        "f1": "%",
+        "matthews": "x 100",
+        "pearson": "x 100",
+        "spearman": "x 100",
+    }
+
+    @property
+    def headline(self) -> str:
+        return METRICS.get(self.task, ("accuracy",))[0]
+
+    @property
+    def floors(self) -> dict[str, float]:
+        """Chance: equal shares for the classes, no correlation."""
+        chance = 100.0 / len(ANSWERS[self.task])
+        return {self.headline: chance if self.headline == "accuracy" else 0.0}
+
+    def items(self, data):
+        """``set`` tells matched from mismatched genres; a source without the second set gives the first alone."""
+        folder = data(f"glue-{self.task}")
+        items = []
+        for name, file in SETS.get(self.task, {"": "validation.jsonl"}).items():
+            if name == "mismatched" and not (folder / file).is_file():
+                continue
+            rows = read_rows(folder / file, (*COLUMNS[self.task], "label"))
+            items += subsample([self._item(name, number, row) for number, row in enumerate(rows)], self.limit)
+        return items
+
+    def _item(self, name: str, number: int, row: dict) -> dict:
+        texts = [row[column] for column in COLUMNS[self.task]]
+        return {"id": f"{name}{number}", "set": name, "texts": texts, "label": row["label"]}
+
+    def requests(self, item, outputs=()):
+        if outputs:
+            return []
+        texts = list(item["texts"])
+        whole = texts[0] if len(texts) == 1 else tuple(texts)
+        if self.task == "mnli":
+            texts[1] = texts[1].strip().removesuffix(".") + "."
+        answers = tuple(f" {answer}" for answer in ANSWERS[self.task])
+        return [Choices(PROMPTS[self.task].format(*texts), answers, input=whole)]
+
+    def grade(self, item, outputs):
+        if self.task == "stsb":
+            return {"gold": item["label"], "predicted": _similarity(outputs[0])}
+        return {**class_grade(item["label"], outputs[0]), "set": item["set"]}
+
+    def aggregate(self, grades):
+        if self.task == "stsb":
+            return _correlations(grades)
+        first = [grade for grade in grades if grade["set"] != "mismatched"]
+        second = [grade for grade in grades if grade["set"] == "mismatched"]
+        scores = {name: _class_score(name, first) for name in METRICS.get(self.task, ("accuracy",)) if first}
+        return scores | ({"accuracy_mismatched": accuracy(second)} if second else {})
+
+    def majority(self, train, items):
+        """The commonest class; for ``stsb`` the mean, which correlates with nothing."""
+        labels = [example.label for example in train]
+        if self.task == "stsb":
+            return [{"gold": item["label"], "predicted": sum(labels) / len(labels)} for item in items]
+        grades = commonest_class_grades(labels, [item["label"] for item in items])
+        return [{**grade, "set": item["set"]} for grade, item in zip(grades, items, strict=True)]
+
+
+def _similarity(output: dict) -> float:
+    """The head's value, or the expected digit under a decoder's likelihoods."""
+    if "value" in output:
+        return output["value"]
+    top = max(output["loglikelihoods"])
+    weights = [math.exp(value - top) for value in output["loglikelihoods"]]
+    return sum(digit * weight for digit, weight in enumerate(weights)) / sum(weights)
+
+
+def _class_score(name: str, grades: list[dict]) -> float:
+    """Accuracy, F1 of class 1, or Matthews's correlation (0 where one class alone is predicted), times 100."""
+    if name == "accuracy":
+        return accuracy(grades)
+    from sklearn.metrics import f1_score, matthews_corrcoef
+
+    gold, predicted = [g["gold"] for g in grades], [g["predicted"] for g in grades]
+    score = f1_score(gold, predicted, zero_division=0) if name == "f1" else matthews_corrcoef(gold, predicted)
+    return 100.0 * float(score)
+
+
+def _correlations(grades: list[dict]) -> dict[str, float]:
+    """Pearson's and Spearman's, times 100; 0 where either side is constant."""
+    from scipy.stats import pearsonr, spearmanr
+
+    gold, predicted = [g["gold"] for g in grades], [g["predicted"] for g in grades]
+    if len(set(gold)) < 2 or len(set(predicted)) < 2:
+        return {"pearson": 0.0, "spearman": 0.0}
+    return {
+        "pearson": 100.0 * float(pearsonr(gold, predicted).statistic),
+        "spearman": 100.0 * float(spearmanr(gold, predicted).statistic),
+    }

@@ -1,0 +1,65 @@
+"""GSM8K (Cobbe et al. 2021, https://arxiv.org/abs/2110.14168), 1,319 test problems, answers by exact match.
+
+Prompt, stop strings and both extractions are those of lm-evaluation-harness's ``gsm8k``. That task shows five worked
+examples by default; here a tuned model is asked without, and ``n_shot`` shows the first so many of the training file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from harness.contract import Eval, Generate, Reference
+
+from ._answers import answer_grade, answer_shares
+from ._reference import nats_per_token, reference_counts
+from ._rows import read_rows, subsample
+
+
+@dataclass
+class Gsm8k(Eval):
+    """Problem to number, through a written chain of thought."""
+
+    limit: int = 0
+    """Items scored; 0: all."""
+    n_shot: int = 0
+    """Worked examples before the problem."""
+    max_tokens: int = 256
+
+    assets: ClassVar[tuple[str, ...]] = ("gsm8k",)
+    label: ClassVar[str] = "GSM8K"
+    headline: ClassVar[str] = "exact_match_flexible"
+    units: ClassVar[dict[str, str]] = {
+        "exact_match_flexible": "%",
+        "exact_match_strict": "%",
+        "reference_nll": "nats/token",
+    }
+    lower_is_better: ClassVar[tuple[str, ...]] = ("reference_nll",)
+    floors: ClassVar[dict[str, float]] = {"exact_match_flexible": 0.0, "exact_match_strict": 0.0}
+
+    def items(self, data):
+        shots = ""
+        if self.n_shot:
+            shown = read_rows(data("gsm8k") / "train.jsonl", ("question", "answer"))[: self.n_shot]
+            shots = "".join(f"Question: {row['question']}\nAnswer: {row['answer']}\n\n" for row in shown)
+        rows = read_rows(data("gsm8k") / "test.jsonl", ("question", "answer"))
+        items = [
+            {"id": str(number), "context": f"{shots}Question: {row['question']}\nAnswer:", "answer": row["answer"]}
+            for number, row in enumerate(rows)
+        ]
+        return subsample(items, self.limit)
+
+    def requests(self, item, outputs=()):
+        if outputs:
+            return []
+        return [
+            Generate(item["context"], ("Question:", "</s>", "<|im_end|>"), self.max_tokens),
+            Reference(item["context"], " " + item["answer"]),
+        ]
+
+    def grade(self, item, outputs):
+        generated, reference = outputs
+        return {**answer_grade(generated["texts"][0], item["answer"]), **reference_counts(reference)}
+
+    def aggregate(self, grades):
+        return {**answer_shares(grades), "reference_nll": nats_per_token(grades)}

@@ -1,0 +1,30 @@
+"""HumanEval (Chen et al. 2021, https://arxiv.org/abs/2107.03374): 164 Python functions to write from their docstrings.
+
+Prompts, stops and programs as lm-evaluation-harness's ``humaneval``; pass@1 from one greedy program unless ``samples``
+and ``temperature`` say otherwise. Two things differ from its runner: three seconds limit a program's CPU time instead
+of wall time, so that a busy machine changes no grade, and only the standard library can be imported.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ._programs import COLUMNS, ProgramEval
+from ._rows import read_rows, subsample
+
+
+@dataclass
+class HumanEval(ProgramEval):
+    """Function bodies from signature and docstring."""
+
+    limit: int = 0
+    """Test problems; 0: all."""
+
+    assets: ClassVar[tuple[str, ...]] = ("humaneval",)
+    label: ClassVar[str] = "HumanEval"
+
+    def items(self, data):
+        rows = read_rows(data("humaneval") / "test.jsonl", COLUMNS)
+        items = [{"id": row["task_id"], **{name: row[name] for name in COLUMNS[1:]}} for row in rows]
+        return subsample(items, self.limit)

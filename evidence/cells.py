@@ -1,0 +1,181 @@
+"""What became of every cell of a plan: reads ``plan.json`` and the records under its folder.
+
+A plan is what the suite promised (``python -m harness.suite NAME --out results/NAME/plan.json``); the records beside it
+are what happened. Every cell of the plan gets an outcome, be it a value, a failure with its reason, or "missing".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from evidence.names import label_of
+from harness.record import read
+
+BASELINES = ("untuned", "majority")
+FAILED = ("diverged", "oom", "timeout", "error", "skipped")
+
+
+class EvidenceError(Exception):
+    """Something a person must put right: the message says what, where, and how."""
+
+
+@dataclass
+class Outcome:
+    """One training scored by one eval. ``status`` is that of the first stage that did not end ok."""
+
+    status: str
+    stage: str
+    reason: str = ""
+    stale: str = ""  # the stage whose record was made from another specification than the plan's
+    records: dict[str, dict] = field(default_factory=dict)  # "train", "predict", "score" where readable
+
+
+def read_plan(path: Path) -> dict:
+    """The plan at ``path``, with names and orders filled in where the suite left them out."""
+    path = Path(path)
+    if not path.is_file():
+        raise EvidenceError(f"{path}: no such plan. Write it with `python -m harness.suite SUITE --out {path}`.")
+    try:
+        plan = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise EvidenceError(f"{path}: not valid JSON ({error}). Delete it and write it again.") from None
+    if not isinstance(plan, dict) or not plan.get("cells"):
+        raise EvidenceError(f"{path}: a plan has a list `cells`, and this one has none. Write it again.")
+    plan.setdefault("suite", path.resolve().parent.name)
+    for cell in plan["cells"]:
+        if missing := [name for name in ("model", "corpus", "variant", "seed") if name not in cell]:
+            raise EvidenceError(f"{path}: a cell lacks {', '.join(missing)}: {json.dumps(cell)[:200]}")
+    for plural, name in (("models", "model"), ("corpora", "corpus"), ("variants", "variant")):
+        listed = [entry[name] if isinstance(entry, dict) else entry for entry in plan.get(plural) or []]
+        plan[plural] = list(dict.fromkeys([*listed, *(cell[name] for cell in plan["cells"])]))
+    plan["variants"].sort(key=lambda variant: BASELINES.index(variant) if variant in BASELINES else len(BASELINES))
+    return plan
+
+
+def identity(plan: dict, cell: dict) -> dict[str, Any]:
+    """The columns that name a training in every Parquet file."""
+    return {
+        "suite": plan["suite"],
+        "model": cell["model"],
+        "model_label": cell.get("model_label") or cell["model"],
+        "corpus": cell["corpus"],
+        "corpus_label": cell.get("corpus_label") or cell["corpus"],
+        "variant": cell["variant"],
+        "variant_label": cell.get("variant_label") or label_of(cell["variant"]),
+        "method": cell.get("method") or cell["variant"],
+        "seed": int(cell["seed"]),
+    }
+
+
+def evals_of(cell: dict) -> list[dict]:
+    """The evals of a cell as mappings with at least "eval" and "label"."""
+    entries = [entry if isinstance(entry, dict) else {"eval": entry} for entry in cell.get("evals") or []]
+    return [{**entry, "label": entry.get("label") or entry["eval"]} for entry in entries]
+
+
+def folder_of(root: Path, cell: dict) -> Path:
+    """Where a cell's records are."""
+    return root / "runs" / cell["model"] / cell["corpus"] / cell["variant"] / f"seed{cell['seed']}"
+
+
+def outcome(root: Path, cell: dict, entry: dict | None) -> Outcome:
+    """What became of ``cell`` under the eval ``entry`` (None: of its training alone)."""
+    folder = folder_of(root, cell)
+    stages = [("train", folder / "train.json", cell.get("key"))]
+    if entry:
+        stages.append(("predict", folder / entry["eval"] / "predict.json", entry.get("predict_key")))
+        stages.append(("score", folder / entry["eval"] / "score.json", entry.get("key")))
+    if cell["variant"] == "majority":
+        stages = [stage for stage in stages if stage[0] == "score"]
+    result = Outcome("ok", stages[-1][0] if stages else "train")
+    for stage, path, key in stages:
+        record = _read(path)
+        result.records[stage] = record
+        if key and record.get("key") and record["key"] != key:
+            result.stale = result.stale or stage
+        if result.status == "ok" and record["status"] != "ok":
+            result.status, result.stage = record["status"], stage
+            result.reason = record.get("reason") or ""
+    return result
+
+
+def cost_cells(plan: dict) -> list[dict]:
+    """One cell per (model, corpus, variant) whose cost is measured; if the plan lists none, every one that trains."""
+    by_name = {}
+    for cell in plan["cells"]:
+        if cell["variant"] not in BASELINES:
+            by_name.setdefault((cell["model"], cell["corpus"], cell["variant"]), cell)
+    if "costs" not in plan:
+        return list(by_name.values())
+    return [{**by_name.get((c["model"], c["corpus"], c["variant"]), {}), **c} for c in plan["costs"]]
+
+
+def cost_outcome(root: Path, cell: dict) -> Outcome:
+    """The cost record of a (model, corpus, variant)."""
+    record = _read(root / "cost" / cell["model"] / cell["corpus"] / cell["variant"] / "cost.json")
+    key = cell.get("key")
+    stale = "cost" if key and record.get("key") and record["key"] != key else ""
+    return Outcome(record["status"], "cost", record.get("reason") or "", stale, {"cost": record})
+
+
+def stack_of(record: dict, hardware: bool = False) -> str:
+    """A text that is equal for records of one software stack: versions and device (for times, the hardware too)."""
+    provenance = record.get("provenance") or {}
+    parts = {"versions": provenance.get("versions"), "device": str(provenance.get("device") or "").partition(":")[0]}
+    if hardware:
+        parts["hardware"] = provenance.get("hardware")
+    return json.dumps(parts, sort_keys=True) if any(parts.values()) else ""
+
+
+def stack_difference(stack: str, reference: str) -> str:
+    """What of ``stack`` differs from ``reference``, for people: "torch 2.12.0 (2.13.0)"."""
+    ours, theirs = (_flat(json.loads(text)) if text else {} for text in (stack, reference))
+    names = sorted({*ours, *theirs})
+    return ", ".join(f"{n} {ours.get(n, '-')} ({theirs.get(n, '-')})" for n in names if ours.get(n) != theirs.get(n))
+
+
+def commonest(stacks: list[str]) -> str:
+    """The stack of most records: the one that the others are compared with. Ties go to the one that came first."""
+    counts = Counter(stack for stack in stacks if stack)
+    return counts.most_common(1)[0][0] if counts else ""
+
+
+def short_hash(text: str) -> str:
+    """Eight hexadecimal digits that name a text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:8] if text else ""
+
+
+def unplanned(plan: dict, root: Path) -> list[str]:
+    """Run folders on disk that the plan does not name: they enter no table, so they are mentioned."""
+    planned = {folder_of(root, cell) for cell in plan["cells"]}
+    found = sorted({path.parent for path in (root / "runs").glob("*/*/*/seed*/train.json")} - planned)
+    return [f"{folder.relative_to(root)}: not in the plan, left out" for folder in found]
+
+
+def dig(record: dict, *names: str) -> Any:
+    """``record[a][b]...`` or None where a part is missing."""
+    for name in names:
+        record = record.get(name) if isinstance(record, dict) else None
+    return record
+
+
+def _read(path: Path) -> dict:
+    """The record at ``path``, or one that says why there is none."""
+    if not path.is_file():
+        return {"status": "missing", "reason": f"no {path.name} yet"}
+    try:
+        return read(path)
+    except (ValueError, OSError) as error:
+        return {"status": "error", "reason": f"unreadable record: {error}"}
+
+
+def _flat(stack: dict) -> dict[str, str]:
+    flat = {}
+    for name, value in stack.items():
+        flat.update({k: str(v) for k, v in value.items()} if isinstance(value, dict) else {name: str(value)})
+    return flat

@@ -1,0 +1,102 @@
+"""Records become Parquet: ``python -m evidence.collect --plan results/S/plan.json --out results/S/collected``.
+
+Every row begins with its cell: suite, model, model_label, corpus, corpus_label, variant, variant_label, method, seed.
+What failed, is missing or is stale keeps its rows, with the reason; nothing is averaged here.
+
+runs.parquet: one row per training x eval x metric (a single one with an empty value where there is no score)
+    eval, eval_label, generated (rows made by a program), stand_in; metric, value, unit, headline, reference (likelihood
+    of the reference text), lower_is_better, floor, at_floor, texts (JSON: signatures); numerator, denominator, scale:
+    value = scale x sum / sum of these fields of items.parquet (no denominator: the number of items; no numerator: the
+    value is no such mean); n_items, eval_version
+    status (ok, missing, or the failure), with its stage and reason; stale: the stage whose record was made from another
+    specification than the plan's; stack: hash of software versions and device; other_stack: where it differs from most
+    records', in words
+    steps, epoch_steps, batch_size (rows), tokens_supervised, tokens_total, parameters_{trained,effective,total},
+    loss_{first,last}, validation_{first,last} (nats/token), train_seconds (beside other jobs: for times to quote see
+    costs), rss_peak_bytes, commit, dirty, device
+curves.parquet: one row per number: status, stale, other_stack, step, name (loss, gradient_norm, validation_loss and
+    what the method logs), layer, value
+items.parquet: one row per training x eval x item: eval, stale, item, grade (JSON), its numeric fields as grade.<field>
+costs.parquet: one row per model x corpus x variant, measured with the machine to itself: status, reason, stale, stack,
+    other_stack, threads, batch_tokens (of a step), tokens_per_second, epoch_steps (of one pass),
+    step_seconds_{median,q25,q75,n}, epoch_seconds_{median,q25,q75}, memory_{weights,gradients,optimizer,activations,
+    peak}_bytes (live tensors), memory_rss_peak_bytes (process), memory_cuda_*_bytes, flops_per_step, attach_seconds,
+    prepare_seconds, instrument_overhead (share of a step), parameters_{trained,effective,total}, hardware, device
+suite.json: names and orders for tables and figures, protocol, reference stacks, problems met; written last
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from evidence.cells import EvidenceError
+from evidence.curves import write_curves
+from evidence.gather import Gathered
+
+ITEM_COLUMNS = ("suite", "model", "corpus", "variant", "method", "eval", "stale", "seed", "item", "grade")
+
+
+def write(gathered: Gathered, out: Path) -> dict[str, int]:
+    """Write the four Parquet files and ``suite.json`` into the folder ``out``. Returns the number of rows of each."""
+    import pandas as pd
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "suite.json").unlink(missing_ok=True)  # an interrupted collection must not look like a finished one
+    for name, rows in (("runs", gathered.runs), ("costs", gathered.costs)):
+        frame = pd.DataFrame(rows)
+        _replace(out / f"{name}.parquet", lambda path, f=frame: f.to_parquet(path, index=False, compression="zstd"))
+    empty = pa.table({name: pa.array([], pa.string()) for name in ITEM_COLUMNS})
+    items = pa.concat_tables(gathered.items or [empty], promote_options="default").unify_dictionaries()
+    _replace(out / "items.parquet", lambda path: pq.write_table(items, path, compression="zstd"))
+    counts = {"runs": len(gathered.runs), "items": items.num_rows, "costs": len(gathered.costs)}
+
+    def curves(path: Path) -> None:
+        reference = gathered.reference_stack.get("train", "")
+        counts["curves"] = write_curves(gathered.plan, gathered.root, reference, gathered.problems, path)
+
+    _replace(out / "curves.parquet", curves)
+    text = json.dumps(gathered.suite(), indent=1, ensure_ascii=False) + "\n"
+    _replace(out / "suite.json", lambda path: path.write_text(text, encoding="utf-8"))
+    return counts
+
+
+def _replace(path: Path, writer: Callable[[Path], object]) -> None:
+    """Let ``writer`` fill a temporary file, then rename it: a reader sees all of it or none."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        writer(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m evidence.collect", description="Collect records into Parquet.")
+    parser.add_argument("--plan", type=Path, required=True, help="results/SUITE/plan.json; the records lie beside it")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the Parquet files")
+    arguments = parser.parse_args(argv)
+    try:
+        gathered = Gathered(arguments.plan)
+        counts = write(gathered, arguments.out)
+    except EvidenceError as error:
+        print(error, file=sys.stderr)
+        return 2
+    headlines = [row for row in gathered.runs if row["headline"]]
+    statuses = Counter("stale" if row["stale"] and row["status"] == "ok" else row["status"] for row in headlines)
+    print(f"{arguments.out}: " + ", ".join(f"{count} rows of {name}" for name, count in sorted(counts.items())))
+    print("scores: " + ", ".join(f"{count} {status}" for status, count in statuses.most_common()))
+    for problem in gathered.problems:
+        print(f"note: {problem}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""The collected evidence of a suite as data frames: read from Parquet, or straight from the records of one corpus."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from evidence.cells import EvidenceError
+from evidence.gather import Gathered
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Collected:
+    """``runs``, ``items``, ``costs``, ``curves`` and ``suite`` (see ``evidence.collect``), each read when asked for."""
+
+    def __init__(self, folder: Path):
+        self.folder = Path(folder)
+        path = self.folder / "suite.json"
+        if not path.is_file():
+            plan = self.folder.parent / "plan.json"
+            raise EvidenceError(
+                f"{self.folder}: nothing collected here yet (no suite.json). "
+                f"Run `python -m evidence.collect --plan {plan} --out {self.folder}`."
+            )
+        self.suite: dict = json.loads(path.read_text(encoding="utf-8"))
+
+    @functools.cached_property
+    def runs(self) -> pd.DataFrame:
+        return self._frame("runs")
+
+    @functools.cached_property
+    def costs(self) -> pd.DataFrame:
+        return self._frame("costs")
+
+    @functools.cached_property
+    def items(self) -> pd.DataFrame:
+        return self._frame("items", without="grade")
+
+    def curves(self, names: list[str]) -> pd.DataFrame:
+        """The curves of these names only: a grid's whole curves may not fit in memory."""
+        return self._frame("curves", filters=[("name", "in", names)])
+
+    def _frame(self, name: str, without: str = "", filters: list | None = None) -> pd.DataFrame:
+        import pyarrow.parquet as pq
+
+        path = self.folder / f"{name}.parquet"
+        if not path.is_file():
+            raise EvidenceError(f"{path}: missing. Collect again: `python -m evidence.collect` (see its --help).")
+        columns = [column for column in pq.read_schema(path).names if column != without]
+        return pq.read_table(path, columns=columns, filters=filters).to_pandas()
+
+
+class FromRecords(Collected):
+    """The same, read from the records themselves: for the early table of one corpus, before anything is collected."""
+
+    def __init__(self, plan: Path, corpus: str | None = None):
+        import pandas as pd
+
+        gathered = Gathered(plan, corpus)
+        self.folder = gathered.root
+        self.suite = gathered.suite()
+        self.runs = pd.DataFrame(gathered.runs)
+        self.costs = pd.DataFrame(gathered.costs)
+        self._tables = gathered.items
+
+    @functools.cached_property
+    def items(self) -> pd.DataFrame:
+        import pandas as pd
+        import pyarrow as pa
+
+        if not self._tables:
+            return pd.DataFrame(columns=["model", "corpus", "variant", "eval", "seed", "item"])
+        return pa.concat_tables(self._tables, promote_options="default").drop_columns("grade").to_pandas()

@@ -1,0 +1,159 @@
+"""Fig. 1: training time per epoch and memory by method, from the ``cost`` stage, a row of panels per model and corpus.
+
+Bars of time are medians, whiskers the quartiles of the step times. Bars of memory are live tensor bytes, stacked by
+kind; a tick marks the measured peak. Resident memory of the process is another measure and has a panel of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from evidence.style import MEMORY_KINDS, Style, footer, heading
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+MIB, GIB = 2**20, 2**30
+ROWS_PER_PAGE = 6
+WIDTH = 7.2  # inches: the text width of a two-column page
+HOW = "Time: median step over an epoch; whiskers: quartiles of the steps. Live tensors and RSS are different measures."
+
+
+def cost_pages(costs: pd.DataFrame, styles: dict[str, Style]) -> list[Figure]:
+    """Pages of Fig. 1, at most six (model, corpus) rows each. Methods stand in the order of ``styles``."""
+    groups = [rows for _, rows in costs.groupby(["model", "corpus"], sort=False) if (rows["status"] == "ok").any()]
+    return [_page(groups[i : i + ROWS_PER_PAGE], styles) for i in range(0, len(groups), ROWS_PER_PAGE)]
+
+
+def _page(groups: Sequence[pd.DataFrame], styles: dict[str, Style]) -> Figure:
+    import matplotlib.pyplot as plt
+
+    bars = [len(rows) for rows in groups]
+    heights = [0.55 + 0.21 * count for count in bars]
+    figure, axes = plt.subplots(
+        len(groups),
+        3,
+        figsize=(WIDTH, sum(heights) + 0.95),
+        squeeze=False,
+        height_ratios=heights,
+        width_ratios=(1.0, 1.35, 0.75),
+        layout="constrained",
+    )
+    for row, rows in zip(axes, groups, strict=True):
+        order = list(styles)
+        rows = rows.sort_values("variant", key=lambda column: column.map(order.index), kind="stable")
+        _time(row[0], rows, styles)
+        _split(row[1], rows)
+        _resident(row[2], rows, styles)
+        title = f"{rows['model_label'].iloc[0]}, {rows['corpus_label'].iloc[0]}"
+        heading(row, title)
+    _legend(figure)
+    footer(figure, HOW)
+    return figure
+
+
+def _time(axis, rows: pd.DataFrame, styles: dict[str, Style]) -> None:
+    """Time of an epoch, in minutes or hours."""
+    longest = rows["epoch_seconds_median"].max()
+    unit, seconds = ("h", 3600) if longest > 3 * 3600 else ("min", 60) if longest > 90 else ("s", 1)
+    for place, (_, row) in enumerate(rows.iterrows()):
+        if row["status"] != "ok" or row["epoch_seconds_median"] != row["epoch_seconds_median"]:
+            _say(axis, place, row["status"] if row["status"] != "ok" else "not measured")
+            continue
+        low, middle, high = (row[f"epoch_seconds_{name}"] / seconds for name in ("q25", "median", "q75"))
+        style = styles[row["variant"]]
+        axis.barh(place, middle, 0.66, color=style.colour, edgecolor="black", linewidth=0.4)
+        axis.errorbar(middle, place, xerr=[[middle - low], [high - middle]], color="#555555", capsize=2, linewidth=0.9)
+        _value(axis, place, max(high, middle), f"{middle:#.3g}".rstrip("."))
+    steps = sorted({int(count) for count in rows["epoch_steps"].dropna()})
+    counted = f" ({steps[0]:,} steps)" if len(steps) == 1 else ""
+    _finish(axis, rows, f"time per epoch{counted}, {unit}")
+
+
+def _split(axis, rows: pd.DataFrame) -> None:
+    """Live tensor bytes by kind."""
+    if "memory_peak_bytes" not in rows or not rows["memory_peak_bytes"].notna().any():
+        axis.set_axis_off()
+        return
+    scale, unit = _scale(rows["memory_peak_bytes"])
+    for place, (_, row) in enumerate(rows.iterrows()):
+        if row["status"] != "ok":
+            _say(axis, place, row["status"])
+            continue
+        left = 0.0
+        for kind, (colour, _, hatch) in MEMORY_KINDS.items():
+            size = row.get(f"memory_{kind}_bytes")
+            if size is None or size != size:
+                continue
+            width = size / scale
+            axis.barh(
+                place, width, 0.66, left=left, color=colour, hatch=hatch, edgecolor="black", linewidth=0.4, zorder=2
+            )
+            left += width
+        peak = row["memory_peak_bytes"] / scale
+        if peak == peak:
+            axis.plot([peak, peak], [place - 0.44, place + 0.44], color="black", linewidth=1.6, zorder=3)
+            _value(axis, place, max(left, peak), f"{peak:#.3g}" if unit == "GiB" else f"{peak:,.0f}")
+    _finish(axis, rows, f"live tensors, {unit}", named=False)
+
+
+def _resident(axis, rows: pd.DataFrame, styles: dict[str, Style]) -> None:
+    """Peak resident memory of the process; on a GPU its allocated peak instead."""
+    column, label = "memory_rss_peak_bytes", "process RSS peak"
+    for device in ("memory_cuda_allocated_bytes", "memory_cuda_allocated_peak_bytes"):
+        if device in rows and rows[device].notna().any():
+            column, label = device, "GPU allocated peak"
+    values = rows.get(column)
+    if values is None or not values.notna().any():
+        axis.set_axis_off()
+        return
+    scale, unit = _scale(values)
+    for place, (_, row) in enumerate(rows.iterrows()):
+        if row["status"] != "ok" or row[column] != row[column]:
+            _say(axis, place, row["status"] if row["status"] != "ok" else "not measured")
+            continue
+        size = row[column] / scale
+        axis.barh(place, size, 0.66, color=styles[row["variant"]].colour, edgecolor="black", linewidth=0.4)
+        _value(axis, place, size, f"{size:#.3g}" if unit == "GiB" else f"{size:,.0f}")
+    _finish(axis, rows, f"{label}, {unit}", named=False)
+
+
+def _finish(axis, rows: pd.DataFrame, label: str, named: bool = True) -> None:
+    """Names on the left, the first method on top, room for the numbers at the bars' ends."""
+    names = [f"{name}{'‡' if stale else ''}" for name, stale in zip(rows["variant_label"], rows["stale"], strict=True)]
+    axis.set_yticks(range(len(rows)), names if named else [""] * len(rows))
+    axis.set_ylim(len(rows) - 0.45, -0.55)
+    axis.set_xlim(0, axis.dataLim.xmax * 1.22 if axis.dataLim.xmax > 0 else 1)
+    axis.set_xlabel(label)
+    axis.grid(axis="y", visible=False)
+    axis.tick_params(axis="y", length=0)
+    axis.locator_params(axis="x", nbins=5 if named else 4)
+
+
+def _value(axis, place: int, end: float, text: str) -> None:
+    axis.annotate(text, (end, place), (3, 0), textcoords="offset points", va="center", fontsize=7)
+
+
+def _say(axis, place: int, text: str) -> None:
+    axis.annotate(
+        text, (0, place), (4, 0), textcoords="offset points", va="center", fontsize=7.5, style="italic", color="#A00000"
+    )
+
+
+def _scale(sizes: pd.Series) -> tuple[int, str]:
+    return (GIB, "GiB") if sizes.max() > 2 * GIB else (MIB, "MiB")
+
+
+def _legend(figure: Figure) -> None:
+    """The kinds of memory, once for the page."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    kinds = [
+        Patch(facecolor=colour, hatch=hatch, edgecolor="black", linewidth=0.4, label=label)
+        for colour, label, hatch in MEMORY_KINDS.values()
+    ]
+    peak = Line2D([], [], color="black", linewidth=1.6, marker="", label="measured peak")
+    figure.legend(handles=[*kinds, peak], loc="outside upper center", ncols=5, handlelength=1.6, columnspacing=1.4)

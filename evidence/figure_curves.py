@@ -1,0 +1,121 @@
+"""Fig. 2: gradient norm and validation loss side by side, by optimizer step, a row of panels per model and corpus.
+
+Lines are means over the seeds that ended well, bands their smallest and largest value. A run that failed is drawn by
+itself, thin, up to a cross where it stopped: it enters no mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from evidence.style import Style, footer, heading
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+ROWS_PER_PAGE = 4
+WIDTH = 7.2  # inches
+HOW = (
+    "Lines: means over seeds; bands: smallest to largest. A thin line that ends in a cross: a run that failed there.\n"
+    "Runs that are stale or come from other software are left out; the table of scores marks them."
+)
+MOST_POINTS = 200
+SIDES = {"gradient_norm": "gradient norm\n(before clipping)", "validation_loss": "validation loss, nats"}
+
+
+def curve_pages(curves: pd.DataFrame, styles: dict[str, Style]) -> list[Figure]:
+    """Pages of Fig. 2 from rows (model, corpus, variant, seed, status, stale, step, name, value)."""
+    groups = [rows for _, rows in curves.groupby(["model", "corpus"], sort=False, observed=True)]
+    return [_page(groups[i : i + ROWS_PER_PAGE], styles) for i in range(0, len(groups), ROWS_PER_PAGE)]
+
+
+def _page(groups: Sequence[pd.DataFrame], styles: dict[str, Style]) -> Figure:
+    import matplotlib.pyplot as plt
+
+    size = (WIDTH, 1.9 * len(groups) + 0.75)
+    figure, axes = plt.subplots(len(groups), 2, figsize=size, squeeze=False, layout="constrained")
+    drawn: dict[str, object] = {}
+    for row, rows in zip(axes, groups, strict=True):
+        for axis, (name, label) in zip(row, SIDES.items(), strict=True):
+            panel = rows[rows["name"] == name]
+            for variant, style in styles.items():
+                line = _draw(axis, panel[panel["variant"] == variant], style, markers=name == "validation_loss")
+                if line is not None:
+                    drawn.setdefault(variant, line)
+            _finish(axis, panel, label)
+        title = f"{rows['model_label'].iloc[0]}, {rows['corpus_label'].iloc[0]}"
+        heading(row, title)
+    shown = [variant for variant in styles if variant in drawn]
+    figure.legend(
+        handles=[drawn[variant] for variant in shown],
+        labels=[styles[variant].label for variant in shown],
+        loc="outside upper center",
+        ncols=min(len(shown), 6) or 1,
+        handlelength=2.6,
+        columnspacing=1.6,
+    )
+    footer(figure, HOW)
+    return figure
+
+
+def _draw(axis, rows: pd.DataFrame, style: Style, markers: bool):
+    """One method's mean and band, and its failed seeds. Returns the line for the legend, None if there is nothing."""
+    if not len(rows):
+        return None
+    look = {"color": style.colour, "linestyle": style.line}
+    good = rows[(rows["status"] == "ok") & (rows["stale"] == "") & (rows["other_stack"] == "")]
+    for _, seed in rows[(rows["status"] != "ok")].groupby("seed"):
+        seed = seed.sort_values("step")
+        axis.plot(seed["step"], seed["value"], linewidth=0.7, alpha=0.8, **look)
+        last = seed[seed["value"].notna()].iloc[-1:]
+        axis.plot(last["step"], last["value"], "x", markersize=6, markeredgewidth=1.4, color=style.colour, zorder=5)
+    if not len(good):
+        return None
+    table, width = binned(good)
+    every = max(1, len(table) // 8) if not markers else 1
+    marker = {"marker": style.marker, "markevery": every, "markersize": 4, "markeredgecolor": "white"}
+    if style.marker in ("x", "|"):
+        marker["markeredgecolor"] = style.colour
+    marker["markeredgewidth"] = 0.4
+    (line,) = axis.plot(table.index, table["mean"], **look, **marker)
+    if good["seed"].nunique() > 1:
+        axis.fill_between(table.index, table["min"], table["max"], color=style.colour, alpha=0.16, linewidth=0)
+    axis.bin_width = max(getattr(axis, "bin_width", 1), width)
+    return line
+
+
+def binned(rows: pd.DataFrame) -> tuple[pd.DataFrame, int]:
+    """Mean, min and max over seeds by step, and the width of a bin in steps.
+
+    Only steps that every seed reached count. More than 200 points become bins, whose mean, smallest and largest value
+    are taken over their steps' means, minima and maxima.
+    """
+    by_step = rows.groupby("step")["value"].agg(["mean", "min", "max", "count"])
+    by_step = by_step[by_step["count"] == rows["seed"].nunique()]
+    width = -(-len(by_step) // MOST_POINTS)
+    if width > 1:
+        groups = by_step.groupby(by_step.index // width * width)
+        by_step = groups.agg({"mean": "mean", "min": "min", "max": "max"})
+    return by_step, max(width, 1)
+
+
+def _finish(axis, panel: pd.DataFrame, label: str) -> None:
+    """Labels, and a logarithmic axis for gradient norms, which differ between methods by their number of parameters."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+    if not len(panel):
+        axis.text(0.5, 0.5, "no curve yet", transform=axis.transAxes, ha="center", style="italic", color="#A00000")
+    width = getattr(axis, "bin_width", 1)
+    axis.set_xlabel("optimizer step" + (f" (bins of {width})" if width > 1 else ""))
+    axis.set_ylabel(label)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
+    values = panel["value"].dropna()
+    if label.startswith("gradient") and len(values) and (values > 0).all():
+        axis.set_yscale("log")
+        decades = values.max() / values.min()
+        subs = (1, 2, 5) if decades < 100 else (1,)
+        axis.yaxis.set_major_locator(LogLocator(subs=subs, numticks=12))
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.yaxis.set_minor_formatter(NullFormatter())

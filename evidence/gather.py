@@ -1,0 +1,224 @@
+"""The records of a plan as flat rows in memory. ``collect`` writes them to Parquet; early tables read them at once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from evidence import cells, grades
+from evidence.cells import EvidenceError, Outcome, dig
+
+LIKELIHOODS = {"nll", "loss", "perplexity"}
+"""A metric with one of these words in its name is better when lower, whatever its eval says."""
+
+
+class Gathered:
+    """All cells of a plan, or of one corpus: ``runs`` and ``costs`` are lists of rows, ``items`` of Arrow tables.
+
+    Columns are documented in ``evidence.collect``. Raises EvidenceError for a plan that cannot be read.
+    """
+
+    def __init__(self, plan_path: Path, corpus: str | None = None):
+        self.root = Path(plan_path).resolve().parent
+        self.plan = cells.read_plan(plan_path)
+        self.chosen = [cell for cell in self.plan["cells"] if corpus in (None, cell["corpus"])]
+        if not self.chosen:
+            known = ", ".join(self.plan["corpora"])
+            raise EvidenceError(f"{plan_path}: no cell has the corpus '{corpus}'. There are: {known}.")
+        self.problems: list[str] = [] if corpus else cells.unplanned(self.plan, self.root)
+        self.runs: list[dict] = []
+        self.items: list = []
+        self._stacks: dict[str, list[tuple[list[dict], str]]] = {}
+        for cell in self.chosen:
+            for entry in cells.evals_of(cell) or [None]:
+                self._score(cell, entry)
+        self.costs = [self._cost(cell) for cell in cells.cost_cells(self.plan) if corpus in (None, cell["corpus"])]
+        self.reference_stack = {stage: self._mark_stacks(stage) for stage in self._stacks}
+
+    def suite(self) -> dict:
+        """Names, orders and notes that tables and figures need beside the rows."""
+        kept = ("suite", "description", "code", "protocol", "models", "corpora", "variants")
+        return {
+            **{name: self.plan[name] for name in kept if name in self.plan},
+            "evals": list(dict.fromkeys(row["eval"] for row in self.runs if row["eval"])),
+            "cells": len(self.chosen),
+            "reference_stack": self.reference_stack,
+            "problems": self.problems,
+        }
+
+    def _score(self, cell: dict, entry: dict | None) -> None:
+        """Rows of one training under one eval."""
+        found = cells.outcome(self.root, cell, entry)
+        facts = {**cells.identity(self.plan, cell), **_facts(cell, entry or {}, found)}
+        graded, columns = self._grades(cell, entry, found, facts)
+        rows = [{**facts, **metric} for metric in _metrics(entry or {}, found)]
+        for row in rows:
+            match = grades.formula(row["metric"], row["value"], columns, row["unit"]) if columns else None
+            row["numerator"] = match.numerator if match else ""
+            row["denominator"] = match.denominator if match else ""
+            row["scale"] = match.scale if match else None
+        if graded:
+            self.items.append(_item_table(facts, graded, columns))
+        for stage, record in found.records.items():
+            if stack := cells.stack_of(record):
+                self._stacks.setdefault(stage, []).append((rows, stack))
+        self.runs += rows
+
+    def _grades(self, cell: dict, entry: dict | None, found: Outcome, facts: dict) -> tuple[list[dict], dict]:
+        """The items' grades and their numeric columns. A damaged file makes the row an error, visible everywhere."""
+        score = found.records.get("score", {})
+        if found.status != "ok" or entry is None:
+            return [], {}
+        try:
+            graded = grades.read_grades(cells.folder_of(self.root, cell) / entry["eval"], score)
+        except (ValueError, OSError) as error:
+            self.problems.append(str(error))
+            facts.update(status="error", stage="score", reason=str(error))
+            return [], {}
+        return graded, grades.numbers(graded)
+
+    def _cost(self, cell: dict) -> dict:
+        found = cells.cost_outcome(self.root, cell)
+        row = {**cells.identity(self.plan, cell), **_cost_facts(found)}
+        del row["seed"]
+        if stack := cells.stack_of(found.records["cost"], hardware=True):
+            self._stacks.setdefault("cost", []).append(([row], stack))
+        return row
+
+    def _mark_stacks(self, stage: str) -> str:
+        """Fill ``stack`` and ``other_stack``; what most records of a stage were made with is the reference."""
+        reference = cells.commonest([stack for _, stack in self._stacks[stage]])
+        for rows, stack in self._stacks[stage]:
+            for row in rows:
+                row["stack"] = cells.short_hash(row["stack"] + stack)
+                if stack != reference and (difference := cells.stack_difference(stack, reference)):
+                    known = row["other_stack"].split("; ") if row["other_stack"] else []
+                    row["other_stack"] = "; ".join(dict.fromkeys([*known, difference]))
+        return reference
+
+
+def _facts(cell: dict, entry: dict, found: Outcome) -> dict[str, Any]:
+    """What is the same for all metrics of a training under an eval."""
+    train, score = found.records.get("train", {}), found.records.get("score", {})
+    validation = dig(train, "loss", "validation") or []
+    first = train if train.get("provenance") else score
+    return {
+        "eval": entry.get("eval", ""),
+        "eval_label": score.get("label") or entry.get("label", ""),
+        "generated": bool(cell.get("generated") or entry.get("generated") or score.get("generated")),
+        "stand_in": str(entry.get("stand_in") or cell.get("stand_in") or ""),
+        "status": found.status,
+        "stage": found.stage,
+        "reason": found.reason,
+        "stale": found.stale,
+        "stack": "",
+        "other_stack": "",
+        "n_items": score.get("n_items"),
+        "eval_version": score.get("eval_version"),
+        "steps": train["steps"] if "steps" in train else cell.get("steps"),
+        "epoch_steps": train.get("epoch_steps"),
+        "batch_size": dig(train, "specification", "protocol", "batch_size"),
+        **{f"tokens_{kind}": dig(train, "tokens", kind) for kind in ("supervised", "total")},
+        **{f"parameters_{kind}": dig(train, "parameters", kind) for kind in ("trained", "effective", "total")},
+        "loss_first": dig(train, "loss", "first"),
+        "loss_last": dig(train, "loss", "last"),
+        "validation_first": validation[0][1] if validation else None,
+        "validation_last": validation[-1][1] if validation else None,
+        "train_seconds": dig(train, "phases", "train", "seconds"),
+        "rss_peak_bytes": dig(train, "memory", "rss_peak_bytes"),
+        "commit": str(dig(first, "provenance", "commit") or ""),
+        "dirty": bool(dig(first, "provenance", "dirty")),
+        "device": plain(dig(first, "provenance", "device")),
+    }
+
+
+def _metrics(entry: dict, found: Outcome) -> list[dict[str, Any]]:
+    """One mapping per metric; a single empty one where there is no score."""
+    score = {**entry, **found.records.get("score", {})}
+    metrics = score.get("metrics") or {}
+    values = {k: v for k, v in metrics.items() if v is None or isinstance(v, int | float)}
+    texts = {k: v for k, v in metrics.items() if isinstance(v, str)}
+    texts |= score.get("signatures") or {}
+    headline = score.get("headline") or next(iter(values), "")
+    if not values or found.status != "ok":
+        values = {headline: None}
+    return [{**_about(score, name, headline), "value": value, "texts": _json(texts)} for name, value in values.items()]
+
+
+def _about(score: dict, name: str, headline: str) -> dict[str, Any]:
+    """What an eval declares of a metric: unit, direction, floor."""
+    at_floor = score.get("at_floor")
+    if isinstance(at_floor, dict):
+        at_floor = at_floor.get(name)
+    elif name != headline:
+        at_floor = None
+    words = set(name.lower().replace("/", "_").split("_"))
+    return {
+        "metric": name,
+        "headline": name == headline,
+        "reference": "nll" in words,
+        "unit": (score.get("units") or {}).get(name, ""),
+        "lower_is_better": name in (score.get("lower_is_better") or ()) or bool(LIKELIHOODS & words),
+        "floor": (score.get("floors") or {}).get(name),
+        "at_floor": at_floor,
+    }
+
+
+def _item_table(facts: dict, graded: list[dict], columns: dict[str, list[float]]):
+    """Arrow table of one training's items under one eval, repeated texts as dictionaries."""
+    import pyarrow as pa
+
+    count, table = len(graded), {}
+    for name in ("suite", "model", "corpus", "variant", "method", "eval", "stale"):
+        codes = pa.array([0] * count, pa.int32())
+        table[name] = pa.DictionaryArray.from_arrays(codes, pa.array([facts[name]], pa.string()))
+    table["seed"] = pa.array([facts["seed"]] * count, pa.int64())
+    table["item"] = pa.array([str(grade.get("item", index)) for index, grade in enumerate(graded)])
+    table["grade"] = pa.array([_json({k: v for k, v in grade.items() if k != "item"}) for grade in graded])
+    return pa.table(table | {f"grade.{name}": pa.array(column, pa.float64()) for name, column in columns.items()})
+
+
+def _cost_facts(found: Outcome) -> dict[str, Any]:
+    """The cost record as flat columns; seconds of an epoch follow from the step's and their number."""
+    record, steps = found.records["cost"], found.records["cost"].get("epoch_steps")
+    row = {"status": found.status, "reason": found.reason, "stale": found.stale, "stack": "", "other_stack": ""}
+    for name in ("threads", "batch_tokens", "tokens_per_second", "epoch_steps", "flops_per_step"):
+        row[name] = record.get(name)
+    for name in ("median", "q25", "q75", "n"):
+        row[f"step_seconds_{name}"] = dig(record, "seconds", name)
+    for name in ("median", "q25", "q75"):
+        row[f"epoch_seconds_{name}"] = _epoch_seconds(row, name, record.get("epoch_seconds"), steps)
+    for name, value in (record.get("memory") or {}).items():
+        if value is None or isinstance(value, int | float):
+            row[f"memory_{name.removesuffix('_bytes')}_bytes"] = value
+    for name in ("attach_seconds", "prepare_seconds", "instrument_overhead"):
+        row[name] = record.get(name)
+    for name in ("trained", "effective", "total"):
+        row[f"parameters_{name}"] = dig(record, "parameters", name)
+    row["hardware"] = plain(dig(record, "provenance", "hardware"))
+    row["device"] = plain(dig(record, "provenance", "device"))
+    return row
+
+
+def _epoch_seconds(row: dict, name: str, measured: float | None, steps: int | None) -> float | None:
+    """Seconds of one pass: as the record says (time per token x tokens of the corpus), else step x number of steps.
+
+    The quartiles stand to the median as those of the steps do.
+    """
+    step, median = row[f"step_seconds_{name}"], row["step_seconds_median"]
+    if step is None or not median:
+        return None
+    whole = measured if measured is not None else median * steps if steps else None
+    return None if whole is None else whole * step / median
+
+
+def plain(value: Any) -> str:
+    """A record's value as text; a mapping as "name value, ..."."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {part}" for name, part in value.items() if part is not None)
+    return "" if value is None else str(value)
+
+
+def _json(value: dict) -> str:
+    return json.dumps(value, ensure_ascii=False) if value else ""

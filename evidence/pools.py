@@ -1,0 +1,195 @@
+"""Runs of one method, pooled over seeds: what stands in a cell of a table or at a dot of a figure.
+
+Only what is comparable is averaged: runs that ended ok, belong to the plan's specification, and come from the software
+stack of most records. The others stay in the pool, visible, and out of the average. Where none is comparable, the
+largest uniform rest is averaged and carries a mark.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from evidence import stats
+from evidence.grades import Formula
+from evidence.stats import Interval, Spread
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from evidence.collected import Collected
+
+STALE, OTHER_STACK = "‡", "†"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One seed. ``value`` is None unless the run ended ok with a number."""
+
+    seed: int
+    value: float | None
+    status: str
+    stage: str
+    reason: str
+    stale: str
+    other_stack: str
+    stack: str
+
+    @property
+    def mark(self) -> str:
+        return (STALE if self.stale else "") + (OTHER_STACK if self.other_stack else "")
+
+
+@dataclass
+class Pool:
+    """All seeds of one variant on one (model, corpus, eval, metric)."""
+
+    runs: list[Run]
+    spread: Spread
+    interval: Interval | None
+    used: tuple[int, ...]  # seeds in the average
+    mark: str  # of an average over runs that are not comparable with the rest
+    n_items: int | None
+    at_floor: bool | None  # None: cannot be told
+
+    @property
+    def absent(self) -> bool:
+        """Does the row not exist at all, such as a majority class for a translation?"""
+        return all(run.status == "skipped" and run.stage == "score" or run.status == "no value" for run in self.runs)
+
+
+@dataclass
+class Panel:
+    """One (corpus, eval, metric): a row group of a table, a panel of a figure. ``pools`` by (variant, model)."""
+
+    corpus: str
+    eval: str
+    metric: str
+    facts: pd.DataFrame  # rows of `runs` that the panel was made from
+    pools: dict[tuple[str, str], Pool] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """The eval's name for readers; it says so if rows were made by a program."""
+        name = str(self.first("eval_label", self.eval))
+        return f"{name} (generated)" if self.facts["generated"].any() and "generated" not in name else name
+
+    def first(self, column: str, default: object = "") -> object:
+        """The first value of a column that says something."""
+        values = [value for value in self.facts[column] if value is not None and value == value and value != ""]
+        return values[0] if values else default
+
+    def range(self, column: str) -> str:
+        """ "40", or "30 to 40" where rows differ; empty where none says."""
+        values = sorted({int(value) for value in self.facts[column].dropna()})
+        return "" if not values else f"{values[0]:,}" + (f" to {values[-1]:,}" if len(values) > 1 else "")
+
+    def unresolved(self, model: str) -> bool:
+        """Is every average of this model within noise of the metric's floor?"""
+        known = [p.at_floor for (v, m), p in self.pools.items() if m == model and v != "majority" and p.used]
+        return bool(known) and all(state is True for state in known)
+
+
+def panels(collected: Collected, reference: bool = True) -> list[Panel]:
+    """Panels in the order of the suite: corpora, evals, then the headline metric and (``reference``) likelihoods."""
+    runs, items = collected.runs, _by_run(collected.items)
+    found = []
+    order = {name: index for index, name in enumerate(collected.suite.get("corpora", []))}
+    groups = runs[runs["eval"] != ""].groupby(["corpus", "eval"], sort=False)
+    for (corpus, evaluation), rows in sorted(groups, key=lambda group: order.get(group[0][0], len(order))):
+        shown = rows[rows["headline"] | rows["reference"]] if reference else rows[rows["headline"]]
+        named = shown[shown["metric"] != ""].sort_values("headline", ascending=False, kind="stable")
+        for metric in named["metric"].unique() if len(named) else [""]:
+            facts = rows[(rows["metric"] == metric) | (rows["status"] != "ok")]
+            panel = Panel(corpus, evaluation, metric, facts)
+            formula = _formula(facts)
+            for (variant, model), cell in rows.groupby(["variant", "model"], sort=False):
+                key = (corpus, evaluation, model, variant)
+                panel.pools[variant, model] = _pool(cell, metric, items, formula, key)
+            found.append(panel)
+    return found
+
+
+def _pool(cell: pd.DataFrame, metric: str, items: dict, formula: Formula | None, key: tuple) -> Pool:
+    """``cell``: rows of one variant on one (model, corpus, eval), all metrics, all seeds."""
+    runs, rows = [], {}
+    for seed, per_seed in cell.groupby("seed"):
+        of_metric = per_seed[per_seed["metric"] == metric]
+        row = (of_metric if len(of_metric) else per_seed).iloc[0]
+        scored = len(of_metric) and row["status"] == "ok" and row["value"] == row["value"]
+        value = float(row["value"]) if scored else None
+        status = "no value" if row["status"] == "ok" and value is None else row["status"]
+        marks = (row["stale"], row["other_stack"], row["stack"])
+        runs.append(Run(int(seed), value, status, row["stage"], row["reason"], *marks))
+        rows[int(seed)] = row
+    used = comparable(runs)
+    counts = {int(count) for run in used if (count := rows[run.seed]["n_items"]) == count}
+    average = stats.spread([run.value for run in used])
+    interval, error = _interval([rows[run.seed] for run in used], items, formula, (*key, metric))
+    n_items = counts.pop() if len(counts) == 1 else None
+    pool = Pool(runs, average, interval, tuple(run.seed for run in used), "", n_items, None)
+    pool.mark = "".join(dict.fromkeys("".join(run.mark for run in used)))
+    pool.at_floor = _at_floor([rows[run.seed] for run in used], average.mean, error)
+    return pool
+
+
+def comparable(runs: Sequence[Run]) -> list[Run]:
+    """The runs that may be averaged together (see the top of this file)."""
+    ended = [run for run in runs if run.value is not None and math.isfinite(run.value)]
+    clean = [run for run in ended if not run.mark]
+    if clean or not ended:
+        return clean
+    kind, _ = Counter((run.stale, run.stack) for run in ended).most_common(1)[0]
+    return [run for run in ended if (run.stale, run.stack) == kind]
+
+
+def _formula(facts: pd.DataFrame) -> Formula | None:
+    """The formula that most runs of a panel agree on. A score of zero fits too many: it is asked last."""
+    found = facts[facts["numerator"] != ""]
+    for rows in (found[found["value"] != 0], found):
+        counts = Counter(zip(rows["numerator"], rows["denominator"], rows["scale"], strict=True))
+        if counts:
+            return Formula(*counts.most_common(1)[0][0])
+    return None
+
+
+def _interval(rows: list[pd.Series], items: dict, formula: Formula | None, key: tuple) -> tuple[Interval | None, float]:
+    """Interval and standard error over items of the mean over these runs; None and NaN where items do not give it."""
+    import numpy as np
+
+    if formula is None or not rows:
+        return None, math.nan
+    frames = [items.get((row["model"], row["corpus"], row["variant"], row["eval"], row["seed"])) for row in rows]
+    if any(frame is None or not frame["item"].equals(frames[0]["item"]) for frame in frames):
+        return None, math.nan
+    above = np.stack([frame[f"grade.{formula.numerator}"] for frame in frames])
+    below = np.stack([frame[f"grade.{formula.denominator}"] for frame in frames]) if formula.denominator else None
+    values = formula.scale * above.sum(1) / (above.shape[1] if below is None else below.sum(1))
+    if not np.allclose(values, [row["value"] for row in rows], rtol=1e-6, atol=1e-9):
+        return None, math.nan
+    generator = np.random.default_rng(zlib.crc32("/".join(key).encode()))
+    interval = stats.item_interval(above, below, formula.scale, generator)
+    return interval, stats.standard_error(above, below, formula.scale)
+
+
+def _at_floor(rows: list[pd.Series], mean: float, error: float) -> bool | None:
+    """What the eval says of its own floor, else whether the mean is within noise of the declared one."""
+    said = [row["at_floor"] for row in rows if row["at_floor"] is not None and row["at_floor"] == row["at_floor"]]
+    if said and all(said):
+        return True
+    floors = [float(row["floor"]) for row in rows if row["floor"] is not None and row["floor"] == row["floor"]]
+    if not floors or math.isnan(mean):
+        return False if said else None
+    return mean <= floors[0] if math.isnan(error) else stats.near_floor(mean, floors[0], error)
+
+
+def _by_run(items: pd.DataFrame) -> dict[tuple, pd.DataFrame]:
+    """Item rows by (model, corpus, variant, eval, seed)."""
+    names = ["model", "corpus", "variant", "eval", "seed"]
+    if not len(items):
+        return {}
+    return {key: frame.reset_index(drop=True) for key, frame in items.groupby(names, sort=False, observed=True)}

@@ -1,0 +1,88 @@
+"""Footnotes of the score table: how to read a cell, and what a reader must know before believing one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from evidence.cells import BASELINES, FAILED
+from evidence.pools import OTHER_STACK, STALE, Panel, Pool
+
+if TYPE_CHECKING:
+    from evidence.collected import Collected
+
+UNRESOLVED = "not resolvable at this scale"
+MOST_FAILURES = 25
+INTERVALS = {
+    "Wilson, items": "Wilson's score interval where an item is right or wrong",
+    "bootstrap, items": "percentile bootstrap over items for other means",
+}
+
+
+def notes(collected: Collected, found: Sequence[Panel], names: dict[str, str], runs: bool) -> list[str]:
+    """All footnotes that this table needs. ``names`` are labels of models and variants."""
+    pools = [pool for panel in found for pool in panel.pools.values()]
+    problems = [f"Note: {problem}" for problem in collected.suite.get("problems", [])]
+    return [*_reading(found, pools, runs), *_doubts(found, pools), *failures(found, names), *problems]
+
+
+def failures(found: Sequence[Panel], names: dict[str, str], most: int = MOST_FAILURES) -> list[str]:
+    """Every failed run once, with its reason."""
+    lines: dict[str, None] = {}
+    for panel in found:
+        corpus = panel.first("corpus_label", panel.corpus)
+        for (variant, model), pool in panel.pools.items():
+            for run in pool.runs:
+                if run.status in FAILED and not pool.absent:
+                    because = f" ({run.reason})." if run.reason else "."
+                    where = f"{names[model]}, {corpus}, {names[variant]}, seed {run.seed}"
+                    lines.setdefault(f"Failed: {where}: {run.status} in {run.stage}{because}")
+    listed = list(lines)
+    if len(listed) > most:
+        listed[most:] = [f"... and {len(listed) - most} more failed runs: see runs.parquet."]
+    return listed
+
+
+def _reading(found: Sequence[Panel], pools: Sequence[Pool], runs: bool) -> list[str]:
+    """What the numbers in a cell are."""
+    lines = ["Average ± standard deviation over runs (number of runs) [95 % interval]."]
+    if kinds := {pool.interval.kind for pool in pools if pool.interval}:
+        how = ", ".join(text for kind, text in INTERVALS.items() if kind in kinds)
+        lines.append(f"Intervals cover the choice of items only, not of seeds: {how}.")
+    if any(pool.used and pool.interval is None for pool in pools):
+        lines.append("No interval: the metric is not a mean over items (BLEU and the like).")
+    trained = [pool for panel in found for (variant, _), pool in panel.pools.items() if variant not in BASELINES]
+    seeds = sorted({run.seed for pool in trained for run in pool.runs})
+    if runs and seeds:
+        listed = ", ".join(map(str, seeds))
+        lines.append(f"Runs stand in the order of their seeds: {listed}. Untuned and majority have one run.")
+    for panel in found:
+        for text in panel.facts["texts"].dropna().unique():
+            for name, value in (json.loads(text) if text else {}).items():
+                lines.append(f"{panel.first('eval_label')}, {name}: {value}.")
+    return list(dict.fromkeys(lines))
+
+
+def _doubts(found: Sequence[Panel], pools: Sequence[Pool]) -> list[str]:
+    """What is missing, stale, at the floor, from another machine, made up or a stand-in."""
+    lines = []
+    if any(panel.unresolved(model) for panel in found for _, model in panel.pools):
+        lines.append(f"{UNRESOLVED.capitalize()}: every average lies within noise of the metric's floor.")
+    every = [run for pool in pools for run in pool.runs]
+    if waiting := sum(run.status == "missing" for run in every):
+        lines.append(f"Missing: {waiting} of {len(every)} numbers are not there (yet).")
+    if any(run.stale for run in every):
+        lines.append(f"{STALE} stale: of another specification than the suite's present one; not averaged with others.")
+    if differences := sorted({run.other_stack for run in every if run.other_stack}):
+        lines.append(f"{OTHER_STACK} other software or device: {' | '.join(differences)}; not averaged with others.")
+    stand_ins: dict[str, set[str]] = {}
+    for panel in found:
+        if name := str(panel.first("stand_in")):
+            stand_ins.setdefault(name, set()).add(str(panel.first("eval_label")))
+    lines += [
+        f"{', '.join(sorted(labels))}: stands in for {name}, and is not it." for name, labels in stand_ins.items()
+    ]
+    if any(panel.facts["generated"].any() for panel in found):
+        lines.append("Generated: rows made by a program; such scores say nothing of real tasks.")
+    return lines

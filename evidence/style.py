@@ -1,0 +1,136 @@
+"""One label, colour, marker and line style per method, the same in every table and figure.
+
+Colours are Okabe and Ito's, which colour-blind readers can tell apart; a family of methods (see ``names``) keeps its
+colour for ever, and marker and line tell methods of one colour apart. Imports matplotlib only when a figure is drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from evidence.names import family_of, label_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+YELLOW, BLUE, VERMILION, PURPLE, GREY = "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#7F7F7F"
+
+
+@dataclass(frozen=True)
+class Style:
+    colour: str
+    marker: str
+    line: str | tuple
+    label: str
+
+
+DASHED, DOTTED, DASHDOT = (0, (5, 1.6)), (0, (1.2, 1.4)), (0, (5, 1.4, 1.2, 1.4))
+FAMILY_STYLES = {
+    "untuned": (GREY, "|", DOTTED),
+    "majority": (GREY, "x", DOTTED),
+    "full": (BLACK, "s", "-"),
+    "lora": (ORANGE, "o", "-"),
+    "dora": (SKY, "^", "-"),
+    "boft": (GREEN, "D", "-"),
+    "lora-ga": (PURPLE, "v", "-"),
+    "urnn": (BLUE, "P", "-"),
+    "hybrid": (VERMILION, "*", "-"),
+    "galore": (BLUE, "X", DASHED),
+    "dpi-glrp": (VERMILION, "p", DASHED),
+    "power-iteration": (PURPLE, "h", DASHED),
+    "smt": (GREEN, "<", DASHED),
+    "lorsum": (SKY, ">", DASHED),
+    "svd-lora": (BLACK, "d", DASHED),
+    "pissa": (ORANGE, "H", DASHED),
+    "adalora": (BLUE, "8", DOTTED),
+    "vera": (VERMILION, "^", DOTTED),
+    "ia3": (PURPLE, "s", DOTTED),
+    "oft": (GREEN, "o", DOTTED),
+    "lora-plus": (SKY, "P", DOTTED),
+    "rslora": (ORANGE, "X", DOTTED),
+}
+SIBLINGS = [("v", DASHED), ("D", DASHDOT), ("X", DOTTED), ("<", DASHED), (">", DASHDOT), ("h", DOTTED), ("p", DASHED)]
+"""Markers and lines for a family's second, third... variant in one suite; the colour stays."""
+STRANGERS = [(colour, marker) for marker in "os^DvPX" for colour in (ORANGE, SKY, GREEN, BLUE, VERMILION, PURPLE)]
+
+MEMORY_KINDS = {
+    "weights": ("#BDBDBD", "weights", ""),
+    "gradients": (ORANGE, "gradients", "////"),
+    "optimizer": (SKY, "optimizer state", "...."),
+    "activations": (GREEN, "activations, work space", "xxxx"),
+}
+"""Colour, label and hatching (for black and white) of the kinds of live tensors."""
+
+
+def styles(variants: Sequence[str]) -> dict[str, Style]:
+    """A style per variant, by its family; one of no known family takes the next free one in the order of the suite."""
+    found: dict[str, Style] = {}
+    taken = {(colour, marker) for colour, marker, _ in FAMILY_STYLES.values()}
+    seen: set[str] = set()
+    for variant in variants:
+        family = family_of(variant)
+        if family and family not in seen:
+            colour, marker, line = FAMILY_STYLES[family]
+        elif family:
+            colour = FAMILY_STYLES[family][0]
+            options = [(colour, marker, line) for marker, line in SIBLINGS]
+            colour, marker, line = next((o for o in options if o[:2] not in taken), options[-1])
+        else:
+            options = [(colour, marker, DASHDOT) for colour, marker in STRANGERS]
+            colour, marker, line = next((o for o in options if o[:2] not in taken), options[-1])
+        taken.add((colour, marker))
+        seen.add(family)
+        found[variant] = Style(colour, marker, line, label_of(variant))
+    return found
+
+
+def heading(row: Sequence[Axes], text: str) -> None:
+    """A title over a whole row of panels, however long: the blank title keeps its height free, and no width."""
+    row[0].set_title(" ", fontweight="bold")
+    place = {"xycoords": "axes fraction", "textcoords": "offset points", "fontweight": "bold", "fontsize": 8.5}
+    row[0].annotate(text, (0, 1), (0, 6), **place).set_in_layout(False)
+
+
+def footer(figure: Figure, text: str) -> None:
+    """A line under the figure that says how to read it."""
+    figure.supxlabel(text, x=0.01, ha="left", fontsize=6.8, color="#444444")
+
+
+def use_print_style() -> None:
+    """Set matplotlib for figures that are read in print: 8 point text, thin axes, the same bytes for the same data."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams.update(
+        {
+            "font.family": "DejaVu Sans",  # ships with matplotlib: the same picture everywhere
+            "font.size": 8,
+            "axes.titlesize": 8.5,
+            "axes.labelsize": 8,
+            "xtick.labelsize": 7.5,
+            "ytick.labelsize": 7.5,
+            "legend.fontsize": 8,
+            "legend.frameon": False,
+            "axes.linewidth": 0.6,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.axisbelow": True,
+            "axes.grid": True,
+            "grid.color": "#DDDDDD",
+            "grid.linewidth": 0.5,
+            "xtick.major.width": 0.6,
+            "ytick.major.width": 0.6,
+            "lines.linewidth": 1.3,
+            "lines.markersize": 4,
+            "hatch.linewidth": 0.5,
+            "figure.dpi": 150,
+            "savefig.dpi": 200,
+            "svg.fonttype": "path",
+            "pdf.fonttype": 42,
+            "svg.hashsalt": "tuning-fork",
+        }
+    )

@@ -1,0 +1,154 @@
+"""Stage ``score``: grades and metrics from one eval's predictions. Imports no torch.
+
+``python -m harness.score --suite quick --model M --corpus C --variant V --seed 0 --eval E`` works from a shell, too.
+Every item's grade is kept in ``grades.jsonl.zst``; metrics are ``aggregate`` of them and nothing else, so that a
+bootstrap can call it again. The ``majority`` row is graded from the training labels, without predictions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness import record
+from harness.assets import asset_folder
+from harness.contract import Eval
+from harness.failures import UserError, guard
+from harness.provenance import provenance
+from harness.rows import read_rows, write_rows
+from harness.suite import Training, find_plugin, load_plugin, load_suite, predict_record, score_record
+
+RESAMPLES = 200  # of the items, to tell whether a headline can be told from its floor
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = _parse(argv)
+    suite = load_suite(arguments.suite)
+    training = suite.training(arguments.model, arguments.corpus, arguments.variant, arguments.seed)
+    target = arguments.out or score_record(training, arguments.eval)
+    started = time.perf_counter()
+    predictions = arguments.predictions or predict_record(training, arguments.eval)
+    content = score(training, arguments.eval, predictions, target.parent)
+    seconds = {"score": {"seconds": time.perf_counter() - started}}
+    record.write(target, {**_opening(training, arguments.eval), **content, "phases": seconds})
+    return 0
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m harness.score", description="Grade one eval of one training.")
+    for name in ("suite", "model", "corpus", "variant", "eval"):
+        parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--predictions", type=Path, help="the record of predictions, instead of the suite's own place")
+    parser.add_argument("--out", type=Path, help="the record to write, instead of the suite's own place")
+    return parser.parse_args(argv)
+
+
+def _opening(training: Training, evaluation: str) -> dict:
+    plugin = find_plugin("evals", evaluation)
+    return {
+        "stage": "score",
+        **training.identity,
+        "eval": evaluation,
+        "label": plugin.label,
+        "generated": plugin.attributes.get("generated") is True,
+        "reason": "",
+        "key": training.score_key(evaluation),
+        "provenance": provenance(1),
+    }
+
+
+def score(training: Training, evaluation: str, predictions: Path, folder: Path) -> dict:
+    """Grade every item and write the grades into ``folder``; what the record says of it."""
+    plugin: Eval = load_plugin("evals", evaluation, **training.suite.settings("evals", evaluation))
+    facts = {"eval_version": plugin.version, "headline": plugin.headline, "units": dict(plugin.units)}
+    facts["lower_is_better"] = list(plugin.lower_is_better)
+    try:
+        if training.variant == "majority":
+            items = plugin.items(asset_folder)
+            grades = _majority(training, evaluation, plugin, items)
+        else:
+            predicted = _predicted(predictions)
+            if predicted["status"] != "ok":
+                return {**facts, "status": "skipped", "reason": predicted["reason"] or f"predict {predicted['status']}"}
+            items = plugin.items(asset_folder)
+            grades = _grades(plugin, items, read_rows(predictions.parent / predicted["files"]["predictions"]["file"]))
+        metrics = plugin.aggregate(grades)
+    except GradingFailed as error:
+        return {**facts, "status": "error", "reason": str(error)}
+    path = folder / "grades.jsonl.zst"
+    write_rows(path, [{"item": item["id"], **grade} for item, grade in zip(items, grades, strict=True)])
+    return {
+        **facts,
+        "status": "ok",
+        "metrics": metrics,
+        "n_items": len(items),
+        "floors": dict(plugin.floors),
+        "at_floor": at_floor(plugin, grades, training.score_key(evaluation)),
+        **_signatures(plugin),
+        "files": {"grades": record.file_entry(path)},
+    }
+
+
+# --------------------------------------------------------------------------- grades
+
+
+class GradingFailed(Exception):
+    """An eval could not grade an item; the message names it."""
+
+
+def _predicted(path: Path) -> dict:
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: predict first (python -m harness.predict with the same arguments)")
+    return record.read(path)
+
+
+def _grades(plugin: Eval, items: Sequence[dict], rows: Sequence[dict]) -> list[dict]:
+    """A grade an item, in the order of the items. Raises GradingFailed naming the first item that cannot be graded."""
+    outputs = {row["item"]: row["outputs"] for row in rows}
+    grades = []
+    for item in items:
+        if item["id"] not in outputs:
+            raise GradingFailed(f"item {item['id']} has no prediction: the eval's items changed, predict again")
+        try:
+            grades.append(plugin.grade(item, tuple(outputs[item["id"]])))
+        except Exception as error:  # whatever a plug-in raises is a row, not a crash
+            raise GradingFailed(f"grading item {item['id']}: {type(error).__name__}: {error}") from error
+    return grades
+
+
+def _majority(training: Training, evaluation: str, plugin: Eval, items: Sequence[dict]) -> list[dict]:
+    """Grades of always giving the training data's commonest answer."""
+    corpus = load_plugin("corpora", training.corpus, **training.corpus_fields())
+    grades = plugin.majority(corpus.examples("train", asset_folder), items)
+    if grades is None:
+        raise UserError(f"eval {evaluation} has no majority row")
+    return grades
+
+
+def at_floor(plugin: Eval, grades: Sequence[dict], key: str) -> bool | None:
+    """True where the headline cannot be told from its floor: the middle 95 % of resampled items reach down to it.
+
+    None where the eval names no floor. ``key`` seeds the resampling.
+    """
+    floor = plugin.floors.get(plugin.headline)
+    if floor is None:
+        return None
+    generator = random.Random(key)
+    values = sorted(
+        plugin.aggregate(generator.choices(grades, k=len(grades))).get(plugin.headline, floor) for _ in range(RESAMPLES)
+    )
+    return values[int(0.025 * RESAMPLES)] <= floor
+
+
+def _signatures(plugin: Eval) -> dict:
+    """How a library describes the metrics it computed, where the eval says."""
+    return {"signatures": plugin.signatures()} if hasattr(plugin, "signatures") else {}
+
+
+if __name__ == "__main__":
+    sys.exit(guard(main)())

@@ -1,0 +1,89 @@
+"""Small data sets in the sources' own columns, made here, for tests of corpora and evals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+COLUMNS = {
+    "cola": ("sentence",),
+    "sst2": ("sentence",),
+    "mrpc": ("sentence1", "sentence2"),
+    "stsb": ("sentence1", "sentence2"),
+    "qqp": ("question1", "question2"),
+    "mnli": ("premise", "hypothesis"),
+    "qnli": ("question", "sentence"),
+    "rte": ("sentence1", "sentence2"),
+    "wnli": ("sentence1", "sentence2"),
+}
+CLASSES = dict.fromkeys(COLUMNS, 2) | {"mnli": 3}
+NUMBERS = {"eng": "{0} plus {1}", "deu": "{0} und {1}", "fra": "{0} et {1}"}
+
+
+class Assets:
+    """``data`` for ``examples`` and ``items``: folders of assets under ``root``, filled by the methods below."""
+
+    def __init__(self, root: Path):
+        self.root = root
+
+    def __call__(self, name: str) -> Path:
+        return self.root / name
+
+    def write(self, asset: str, file: str, rows: list[dict]) -> None:
+        path = self.root / asset / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+    def glue(self, task: str, train: int = 200, validation: int = 30) -> Assets:
+        names = {"mnli": ("validation_matched", "validation_mismatched")}.get(task, ("validation",))
+        for split, count in {"train": train, **dict.fromkeys(names, validation)}.items():
+            rows = [
+                {**{c: f"{split} {c} {{}} {n} words. " for c in COLUMNS[task]}, "label": _label(task, n), "idx": n}
+                for n in range(count)
+            ]
+            self.write(f"glue-{task}", f"{split}.jsonl", rows)
+        return self
+
+    def gsm8k(self, train: int = 200, test: int = 30) -> Assets:
+        for split, count in (("train", train), ("test", test)):
+            rows = [
+                {"question": f"{split}: {n}+{n}?", "answer": f"{n}+{n}=<<{n}+{n}={2 * n}>>{2 * n}\n#### {2 * n}"}
+                for n in range(count)
+            ]
+            self.write("gsm8k", f"{split}.jsonl", rows)
+        return self
+
+    def multi30k(self) -> Assets:
+        for split, count in (("train", 50), ("validation", 10), ("test", 12)):
+            rows = [
+                {"en": f"A {split} dog {n}.", "de": f"Ein {split} Hund {n}.", "fr": f"Un chien {split} {n}."}
+                for n in range(count)
+            ]
+            self.write("multi30k", f"{split}.jsonl", rows)
+        return self
+
+    def headlines(self, count: int = 400) -> Assets:
+        texts = [f"man number {n} does thing {n % 7}" for n in range(count)]
+        texts += ["Man Number 3, does thing 3!", texts[4]]  # the same words again
+        rows = [
+            {"input": [{"role": "system", "content": "?"}, {"role": "user", "content": text}], "ideal": str(n % 2)}
+            for n, text in enumerate(texts)
+        ]
+        self.write("headlines", "samples.jsonl", rows)
+        return self
+
+    def problems(self) -> Assets:
+        for language, pattern in NUMBERS.items():
+            folder = self.root / "gsm-symbolic-templates" / language / "symbolic"
+            folder.mkdir(parents=True, exist_ok=True)
+            for n in range(100):
+                sentences = [pattern.format(n, "one") + ".", f"{language}: in total?"]  # the second one in all problems
+                if n == 7 and language == "deu":
+                    sentences.append("Ja?")  # a question that cannot be aligned
+                text = f'question = "{" ".join(sentences)}"\nanswer = """\nSum.\n#### {n + 1}\n"""\n'
+                (folder / f"{n:04d}.toml").write_text(text, encoding="utf-8")
+        return self
+
+
+def _label(task: str, number: int) -> int | float:
+    return number % 26 / 5 if task == "stsb" else number % CLASSES[task]

@@ -1,0 +1,223 @@
+"""Records to Parquet: every cell of the plan is there, with what became of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import fake_results
+import numpy as np
+import pandas as pd
+import pytest
+
+from evidence import collect, grades
+from evidence.curves import read_curve
+from harness import record
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """A fake suite with failures, collected: (its folder, its run rows)."""
+    root = tmp_path_factory.mktemp("results") / "fake"
+    plan = fake_results.build(root)
+    assert collect.main(["--plan", str(plan), "--out", str(root / "collected")]) == 0
+    return root, pd.read_parquet(root / "collected" / "runs.parquet")
+
+
+def select(runs, **wanted):
+    for name, value in wanted.items():
+        runs = runs[runs[name] == value]
+    return runs
+
+
+def test_every_cell_of_the_plan_has_its_row(tree):
+    root, runs = tree
+    plan = json.loads((root / "plan.json").read_text())
+    expected = {
+        (c["model"], c["corpus"], c["variant"], c["seed"], e["eval"]) for c in plan["cells"] for e in c["evals"]
+    }
+    found = set(runs[["model", "corpus", "variant", "seed", "eval"]].itertuples(index=False, name=None))
+    assert found == expected
+    assert (runs[runs["headline"]].groupby(["model", "corpus", "variant", "seed", "eval"]).size() == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("cell", "status", "stage", "reason"),
+    [
+        ({"corpus": "snippets", "variant": "dora", "seed": 1}, "oom", "train", "resident memory"),
+        ({"corpus": "arithmetic", "variant": "lora", "seed": 0}, "diverged", "train", "not finite"),
+        ({"corpus": "phrases-en-de", "variant": "full", "seed": 1}, "missing", "train", "no train.json"),
+    ],
+)
+def test_a_failure_keeps_its_row_with_the_first_cause(tree, cell, status, stage, reason):
+    rows = select(tree[1], **cell)
+    assert len(rows) == 1
+    row = rows.iloc[0]
+    assert (row["status"], row["stage"]) == (status, stage)
+    assert reason in row["reason"]
+    assert np.isnan(row["value"])
+
+
+def test_stale_and_other_software_are_marked(tree):
+    runs = select(tree[1], model="tiny-llama", corpus="headlines", metric="accuracy")
+    stale, other = select(runs, variant="lora", seed=1), select(runs, variant="dora", seed=1)
+    assert list(stale["stale"]) == ["train"] and list(stale["status"]) == ["ok"]
+    assert list(other["other_stack"]) == ["torch 2.12.0 (2.13.0)"]
+    assert (select(runs, variant="full")["other_stack"] == "").all()
+
+
+def test_values_are_the_records_own(tree):
+    root, runs = tree
+    row = select(runs, model="tiny-llama", corpus="headlines", variant="full", seed=0, metric="accuracy").iloc[0]
+    score = record.read(root / "runs/tiny-llama/headlines/full/seed0/headlines-test/score.json")
+    assert row["value"] == score["metrics"]["accuracy"]
+    assert (row["unit"], row["n_items"], row["steps"], row["batch_size"]) == ("%", 64, 30, 16)
+    assert (row["numerator"], row["denominator"], row["scale"]) == ("correct", "", 100.0)
+
+
+def test_a_corpus_level_metric_has_no_formula_and_a_likelihood_has_one(tree):
+    runs = select(tree[1], corpus="phrases-en-de", variant="lora", seed=0)
+    assert list(select(runs, metric="bleu")["numerator"]) == [""]
+    nll = select(runs, metric="reference_nll").iloc[0]
+    assert (nll["numerator"], nll["denominator"]) == ("nll", "tokens")
+    assert nll["lower_is_better"] and nll["reference"]
+
+
+def test_items_hold_grades_as_numbers_and_as_they_were(tree):
+    items = pd.read_parquet(tree[0] / "collected" / "items.parquet")
+    chosen = select(items, model="tiny-bert", corpus="headlines", variant="full", seed=1)
+    assert len(chosen) == fake_results.ITEMS
+    assert json.loads(chosen["grade"].iloc[0])["correct"] == bool(chosen["grade.correct"].iloc[0])
+    value = select(tree[1], model="tiny-bert", variant="full", seed=1, metric="accuracy")["value"].iloc[0]
+    assert 100 * chosen["grade.correct"].mean() == pytest.approx(value)
+
+
+def test_curves_are_long_and_keep_what_a_failed_run_left(tree):
+    curves = pd.read_parquet(tree[0] / "collected" / "curves.parquet")
+    oom = select(curves, corpus="snippets", variant="dora", seed=1)
+    assert set(oom["status"]) == {"oom"} and oom["step"].max() == 3
+    names = set(curves["name"])
+    assert {"loss", "gradient_norm", "validation_loss", "update_ratio"} <= names
+    whole = select(curves, model="tiny-llama", corpus="headlines", variant="full", seed=0, name="gradient_norm")
+    assert list(whole["step"]) == list(range(30))
+
+
+def test_costs_keep_kinds_of_memory_apart_and_failures(tree):
+    costs = pd.read_parquet(tree[0] / "collected" / "costs.parquet")
+    failed = select(costs, corpus="snippets", variant="dora").iloc[0]
+    assert failed["status"] == "timeout" and "5 minutes" in failed["reason"]
+    full = select(costs, model="tiny-llama", corpus="headlines", variant="full").iloc[0]
+    assert full["epoch_seconds_median"] == pytest.approx(full["step_seconds_median"] * 120)
+    kinds = ["weights", "gradients", "optimizer", "activations"]
+    assert sum(full[f"memory_{kind}_bytes"] for kind in kinds) == full["memory_peak_bytes"]
+    assert full["memory_rss_peak_bytes"] > full["memory_peak_bytes"]
+
+
+def test_an_epoch_takes_what_the_record_says_where_it_says_it(tree, tmp_path):
+    root = tmp_path / "fake"
+    shutil.copytree(tree[0], root)
+    path = root / "cost/tiny-bert/headlines/lora/cost.json"
+    seconds = {"median": 2.0, "q25": 1.0, "q75": 3.0, "n": 5}
+    record.write(path, {**record.read(path), "seconds": seconds, "epoch_seconds": 18.0})
+    collect.main(["--plan", str(root / "plan.json"), "--out", str(root / "collected")])
+    row = select(pd.read_parquet(root / "collected/costs.parquet"), model="tiny-bert", variant="lora").iloc[0]
+    assert [row[f"epoch_seconds_{name}"] for name in ("q25", "median", "q75")] == [9.0, 18.0, 27.0]
+
+
+def test_damaged_grades_make_an_error_and_touch_no_other_cell(tree, tmp_path):
+    root = tmp_path / "fake"
+    shutil.copytree(tree[0], root)
+    folder = root / "runs/tiny-bert/headlines/lora/seed0/headlines-test"
+    (folder / "grades.jsonl.zst").write_bytes(b"damaged")
+    collect.main(["--plan", str(root / "plan.json"), "--out", str(root / "collected")])
+    runs = pd.read_parquet(root / "collected" / "runs.parquet")
+    hurt = select(runs, model="tiny-bert", variant="lora", seed=0).iloc[0]
+    assert hurt["status"] == "error" and "sha256" in hurt["reason"]
+    assert (runs["status"] == "error").sum() == 1
+    assert any(
+        "grades.jsonl.zst" in text for text in json.loads((root / "collected/suite.json").read_text())["problems"]
+    )
+
+
+def test_an_unreadable_record_is_an_error_row(tree, tmp_path):
+    root = tmp_path / "fake"
+    shutil.copytree(tree[0], root)
+    (root / "runs/tiny-bert/headlines/lora/seed0/train.json").write_text("{")
+    collect.main(["--plan", str(root / "plan.json"), "--out", str(root / "collected")])
+    row = select(pd.read_parquet(root / "collected/runs.parquet"), model="tiny-bert", variant="lora", seed=0).iloc[0]
+    assert row["status"] == "error" and "train.json" in row["reason"]
+
+
+def test_folders_that_the_plan_does_not_name_are_mentioned(tree, tmp_path):
+    root = tmp_path / "fake"
+    shutil.copytree(tree[0], root)
+    shutil.copytree(root / "runs/tiny-bert/headlines/lora/seed0", root / "runs/tiny-bert/headlines/lora/seed9")
+    collect.main(["--plan", str(root / "plan.json"), "--out", str(root / "collected")])
+    problems = json.loads((root / "collected/suite.json").read_text())["problems"]
+    assert any("seed9" in text and "not in the plan" in text for text in problems)
+
+
+def test_nothing_run_yet_is_all_missing(tmp_path):
+    plan = fake_results.build(tmp_path / "fake")
+    shutil.rmtree(tmp_path / "fake" / "runs")
+    shutil.rmtree(tmp_path / "fake" / "cost")
+    assert collect.main(["--plan", str(plan), "--out", str(tmp_path / "collected")]) == 0
+    runs = pd.read_parquet(tmp_path / "collected" / "runs.parquet")
+    assert set(runs["status"]) == {"missing"}
+
+
+def test_a_sparse_plan_is_enough(tmp_path):
+    cell = {"model": "m", "corpus": "c", "variant": "lora-r4", "seed": 0, "evals": ["e"]}
+    (tmp_path / "plan.json").write_text(json.dumps({"cells": [cell]}))
+    assert collect.main(["--plan", str(tmp_path / "plan.json"), "--out", str(tmp_path / "collected")]) == 0
+    row = pd.read_parquet(tmp_path / "collected" / "runs.parquet").iloc[0]
+    assert (row["status"], row["variant_label"], row["eval_label"]) == ("missing", "LoRA r=4", "e")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "no such plan"),
+        ("{", "not valid JSON"),
+        ("{}", "`cells`"),
+        ('{"cells": [{"model": "m"}]}', "lacks corpus"),
+    ],
+)
+def test_a_bad_plan_gives_one_clear_message(tmp_path, capsys, text, message):
+    path = tmp_path / "plan.json"
+    if text is not None:
+        path.write_text(text)
+    assert collect.main(["--plan", str(path), "--out", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_curve_counts_a_repeated_step_once_and_forgives_a_cut_last_line(tmp_path):
+    path = tmp_path / "curves.jsonl"
+    path.write_text(
+        '{"step": 0, "loss": 2.0}\n{"step": 0, "loss": 1.5}\n{"step": 1, "name": "lambda", "value": [1, 2]}\n{"st'
+    )
+    assert read_curve(path) == [(0, "loss", "", 1.5), (1, "lambda", "0", 1.0), (1, "lambda", "1", 2.0)]
+    path.write_text('{"step": 0, "loss": 2.0}\n{"st\n{"step": 1, "loss": 1.0}\n')
+    with pytest.raises(ValueError, match="line 2"):
+        read_curve(path)
+
+
+def test_formula_prefers_the_field_named_like_the_metric_and_believes_no_chance_zero():
+    columns = {"strict": [0.0, 0.0], "flexible": [1.0, 0.0], "nll": [2.0, 4.0], "nll_tokens": [2.0, 1.0]}
+    assert grades.formula("exact_match_flexible", 50.0, columns, "%") == grades.Formula("flexible", "", 100.0)
+    assert grades.formula("exact_match_strict", 0.0, columns, "%") == grades.Formula("strict", "", 100.0)
+    assert grades.formula("reference_nll", 2.0, columns) == grades.Formula("nll", "nll_tokens", 1.0)
+    assert grades.formula("bleu", 0.0, columns) is None
+    assert grades.formula("bleu", 12.3, columns) is None
+
+
+def test_formula_of_an_accuracy_is_what_is_correct_even_if_gold_fits_too():
+    columns = grades.numbers([{"gold": 1, "predicted": 1, "correct": 1}, {"gold": 0, "predicted": 1, "correct": 0}])
+    assert grades.formula("accuracy", 50.0, columns, "%").numerator == "correct"
+
+
+def test_collecting_twice_gives_the_same_bytes(tree, tmp_path):
+    for name in ("a", "b"):
+        collect.main(["--plan", str(tree[0] / "plan.json"), "--out", str(tmp_path / name)])
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()

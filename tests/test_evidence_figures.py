@@ -1,0 +1,208 @@
+"""Figures: one fixed look per method, files in three formats, nothing hidden; and the notebook."""
+
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+
+import fake_results
+import nbformat
+import pandas as pd
+import pytest
+
+from evidence import collect, figures, notebook
+from evidence.collected import Collected
+from evidence.figure_curves import binned
+from evidence.style import FAMILY_STYLES, styles
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def collected(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("results") / "fake"
+    collect.main(["--plan", str(fake_results.build(folder)), "--out", str(folder / "collected")])
+    return folder / "collected"
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """One corpus only: drawing takes time."""
+    folder = tmp_path_factory.mktemp("results") / "small"
+    plan = fake_results.build(folder, corpora=("snippets",))
+    collect.main(["--plan", str(plan), "--out", str(folder / "collected")])
+    return folder / "collected"
+
+
+@pytest.fixture(scope="module")
+def drawn(collected):
+    return figures.draw(Collected(collected))
+
+
+def texts(figure):
+    import matplotlib.text
+
+    figure.draw_without_rendering()
+    hidden = {id(label) for axis in figure.axes for label in (*axis.get_xticklabels(), *axis.get_yticklabels())}
+    hidden -= {id(label) for axis in figure.axes for label in (*shown(axis.xaxis), *shown(axis.yaxis))}
+    every = figure.findobj(matplotlib.text.Text)
+    return [t for t in every if t.get_text().strip() and t.get_visible() and id(t) not in hidden]
+
+
+def shown(axis):
+    """Tick labels within the axis's limits: matplotlib keeps others, and does not draw them."""
+    low, high = sorted(axis.get_view_interval())
+    return [tick.label1 for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high and tick.label1.get_text()]
+
+
+def test_command_writes_every_figure_in_three_formats(small, tmp_path):
+    assert figures.main(["--collected", str(small), "--out", str(tmp_path)]) == 0
+    names = {path.stem for path in tmp_path.iterdir()}
+    assert names == {"fig1_time_memory", "fig2_curves", "scores"}
+    for name in names:
+        heads = [(tmp_path / f"{name}.{suffix}").read_bytes()[:5] for suffix in ("svg", "pdf", "png")]
+        assert heads == [b"<?xml", b"%PDF-", b"\x89PNG\r"]
+        assert all((tmp_path / f"{name}.{suffix}").stat().st_size > 10_000 for suffix in ("svg", "pdf", "png"))
+
+
+def test_labels_stay_inside_the_page_and_are_legible(drawn):
+    for name, figure in drawn.items():
+        width, height = figure.get_size_inches() * figure.dpi
+        for text in texts(figure):
+            box = text.get_window_extent()
+            assert box.x0 >= -1 and box.x1 <= width + 1, (name, text.get_text())
+            assert box.y0 >= -1 and box.y1 <= height + 1, (name, text.get_text())
+            assert text.get_fontsize() >= 6.5, (name, text.get_text())
+        assert figure.get_size_inches()[0] <= 7.2
+
+
+def test_tick_labels_do_not_overlap(drawn):
+    for name, figure in drawn.items():
+        figure.draw_without_rendering()
+        for axis in figure.axes:
+            for labels in (shown(axis.xaxis), shown(axis.yaxis)):
+                boxes = [label.get_window_extent() for label in labels]
+                assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[i + 1 :]), name
+
+
+def test_failures_stand_in_the_figures(drawn):
+    said = {name: " ".join(text.get_text() for text in texts(figure)) for name, figure in drawn.items()}
+    assert "timeout" in said["fig1_time_memory"]
+    for word in ("1 stale", "1 other stack", "1 diverged", "1 missing", "1 oom", "not resolvable at this scale"):
+        assert word in said["scores"], word
+
+
+def test_axes_state_their_units(drawn):
+    labels = {axis.get_xlabel() for axis in drawn["fig1_time_memory"].axes}
+    assert all(label.endswith((", min", ", s", ", h", "MiB", "GiB")) for label in labels if label)
+    assert {axis.get_ylabel() for axis in drawn["fig2_curves"].axes} == {
+        "gradient norm\n(before clipping)",
+        "validation loss, nats",
+    }
+
+
+def test_equal_data_give_equal_bytes(small, tmp_path):
+    for name in ("a", "b"):
+        figures.save(figures.draw(Collected(small)), tmp_path / name)
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+
+
+def test_nothing_run_yet_draws_nothing_and_says_so(tmp_path, capsys):
+    import shutil
+
+    plan = fake_results.build(tmp_path / "fake")
+    shutil.rmtree(tmp_path / "fake/runs")
+    shutil.rmtree(tmp_path / "fake/cost")
+    collect.main(["--plan", str(plan), "--out", str(tmp_path / "collected")])
+    assert figures.main(["--collected", str(tmp_path / "collected"), "--out", str(tmp_path / "figures")]) == 0
+    assert figures.main(["--collected", str(tmp_path / "nowhere"), "--out", str(tmp_path / "figures")]) == 2
+    assert "evidence.collect --plan" in capsys.readouterr().err
+
+
+# --------------------------------------------------------------------------- style
+
+
+def test_a_methods_look_never_depends_on_the_others():
+    alone = styles(["lora-r16"])["lora-r16"]
+    crowd = styles(["untuned", "mine", "full", "dora-r8", "lora-r16", "boft"])["lora-r16"]
+    assert (alone.colour, alone.marker, alone.line) == (crowd.colour, crowd.marker, crowd.line)
+    assert styles(["peft-dora-r4"])["peft-dora-r4"].colour == styles(["dora"])["dora"].colour
+
+
+def test_known_looks_are_what_they_were():
+    assert {
+        name: FAMILY_STYLES[name][:2] for name in ("full", "lora", "dora", "boft", "lora-ga", "urnn", "hybrid")
+    } == {
+        "full": ("#000000", "s"),
+        "lora": ("#E69F00", "o"),
+        "dora": ("#56B4E9", "^"),
+        "boft": ("#009E73", "D"),
+        "lora-ga": ("#CC79A7", "v"),
+        "urnn": ("#0072B2", "P"),
+        "hybrid": ("#D55E00", "*"),
+    }
+
+
+def test_no_two_methods_look_alike():
+    names = [*FAMILY_STYLES, "lora-r64", "lora-r128", "mine", "yours", "theirs"]
+    looks = [(style.colour, style.marker) for style in styles(names).values()]
+    assert len(set(looks)) == len(looks)
+
+
+def test_long_curves_become_bins_and_keep_their_extremes():
+    rows = pd.DataFrame([(step, seed, step + 10 * seed) for step in range(1000) for seed in (0, 1)])
+    rows.columns = ["step", "seed", "value"]
+    table, width = binned(rows)
+    assert (len(table), width) == (200, 5)
+    assert (table["min"].iloc[0], table["mean"].iloc[0], table["max"].iloc[0]) == (0, 7.0, 14)
+    short, one = binned(rows[(rows["step"] < 50) & ~((rows["step"] > 20) & (rows["seed"] == 1))])
+    assert one == 1 and short.index.max() == 20  # steps that only one seed reached enter no mean
+
+
+# --------------------------------------------------------------------------- notebook and imports
+
+
+def test_notebook_is_stripped_and_reads_parquet_only():
+    content = nbformat.read(ROOT / "notebooks/learning_curves.ipynb", 4)
+    code = [cell for cell in content["cells"] if cell["cell_type"] == "code"]
+    assert all(not cell["outputs"] and cell["execution_count"] is None for cell in code)
+    source = "\n".join(cell["source"] for cell in code)
+    assert "read_parquet" in source and "harness" not in source and ".json" not in source and "/tmp" not in source
+
+
+def test_notebook_runs(collected, tmp_path):
+    out = tmp_path / "learning_curves.ipynb"
+    name = str(ROOT / "notebooks/learning_curves.ipynb")
+    assert notebook.main([name, "--collected", str(collected), "--out", str(out)]) == 0
+    outputs = [o for cell in json.loads(out.read_text())["cells"] for o in cell.get("outputs", [])]
+    assert sum("image/png" in o.get("data", {}) for o in outputs) == 15
+    assert not any(o["output_type"] == "error" for o in outputs)
+
+
+def test_a_missing_notebook_or_folder_is_explained(collected, tmp_path, capsys):
+    assert notebook.main(["none.ipynb", "--collected", str(collected), "--out", str(tmp_path / "x.ipynb")]) == 2
+    assert "learning_curves.ipynb" in capsys.readouterr().err
+    name = str(ROOT / "notebooks/learning_curves.ipynb")
+    assert notebook.main([name, "--collected", str(tmp_path), "--out", str(tmp_path / "x.ipynb")]) == 2
+    assert "nothing collected" in capsys.readouterr().err
+
+
+def imported(path: Path) -> set[str]:
+    """Full names of what a file imports, wherever in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "evidence").glob("*.py")), ids=lambda path: path.name)
+def test_evidence_imports_no_torch_and_of_the_harness_the_record_alone(path):
+    for name in imported(path):
+        assert name.partition(".")[0] not in ("torch", "transformers", "peft"), name
+        assert not name.startswith("harness") or name.startswith("harness.record"), name
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400

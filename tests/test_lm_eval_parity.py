@@ -1,0 +1,156 @@
+"""The untuned SmolLM2 through this harness and through stock lm-evaluation-harness, item by item, on real rows.
+
+Stock YAML, stock ``HFLM``, stock ``simple_evaluate``; only the data come from files instead of the hub. By default a few
+GSM8K items with short answers; ``TUNING_FORK_PARITY_ITEMS=64`` runs that many of each with the stock length and writes
+what it found to standard output. docs/lm_eval_parity.md has the last full run.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from harness import assets
+from harness.plugins import load_plugin
+from harness.seeds import Streams
+from harness.suite import PROTOCOL
+
+FULL = int(os.environ.get("TUNING_FORK_PARITY_ITEMS", "0"))
+MIRROR = os.environ.get("TUNING_FORK_MIRROR")
+BATCH = 16
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not MIRROR, reason="NOT RUN: needs real GSM8K and SST-2 rows, set TUNING_FORK_MIRROR"),
+    pytest.mark.skipif(
+        not (assets.cache() / "smollm2-135m" / "asset.json").is_file(),
+        reason="NOT RUN: needs SmolLM2-135M, python -m harness.prepare smollm2-135m",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def smollm():
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    torch.set_num_threads(1)
+    folder = assets.cache() / "smollm2-135m"
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), AutoTokenizer.from_pretrained(folder)
+
+
+def source(asset: str) -> Path:
+    names = {"gsm8k": "openai/gsm8k/main", "glue-sst2": "nyu-mll/glue/sst2"}
+    return Path(MIRROR) / names[asset]
+
+
+def ours(smollm, plugin, items):
+    """(outputs, grade) of each item, through this harness."""
+    from harness.language_model import Asked, answerer
+
+    replies = answerer(*smollm, "causal", {**PROTOCOL, "eval_batch_size": BATCH}, Streams(0))
+    asked = [Asked(item["id"], place, r) for item in items for place, r in enumerate(plugin.requests(item))]
+    outputs: dict[str, dict[int, dict]] = {item["id"]: {} for item in items}
+    for batch in replies.batches(asked):
+        for index, output in zip(batch, replies.answer([asked[i] for i in batch]), strict=True):
+            outputs[asked[index].item][asked[index].place] = output
+    ordered = {key: [found[place] for place in sorted(found)] for key, found in outputs.items()}
+    return [(ordered[item["id"]], plugin.grade(item, ordered[item["id"]])) for item in items]
+
+
+def stock(smollm, tmp_path, yaml: str, rows: dict[str, list[dict]], more: str = "") -> list[dict]:
+    """lm-evaluation-harness's samples of one of its own tasks on these rows, in their order."""
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    for split, content in rows.items():
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content), encoding="utf-8")
+    files = {split: str(tmp_path / f"{split}.jsonl") for split in rows}
+    task = f"""
+include: {Path(lm_eval.__file__).parent / "tasks" / yaml}
+task: parity
+dataset_path: json
+dataset_name: null
+dataset_kwargs: {{data_files: {json.dumps(files)}, cache_dir: {tmp_path / "cache"}}}
+num_fewshot: 0
+{more}
+"""
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "parity.yaml").write_text(task, encoding="utf-8")
+    model, tokenizer = smollm
+    found = lm_eval.simple_evaluate(
+        model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=BATCH),
+        tasks=["parity"],
+        task_manager=TaskManager(include_path=str(tmp_path / "tasks"), include_defaults=False),
+        log_samples=True,
+        bootstrap_iters=0,
+    )
+    return found["samples"]["parity"]
+
+
+def timed(function, *arguments, **keywords):
+    start = time.process_time()
+    return function(*arguments, **keywords), time.process_time() - start
+
+
+def test_sst2_equals_stock_item_by_item(smollm, tmp_path):
+    plugin = load_plugin("evals", "glue-sst2", limit=FULL or 64)
+    items = plugin.items(source)
+    rows = [{"sentence": item["texts"][0], "label": item["label"], "idx": n} for n, item in enumerate(items)]
+    mine, seconds = timed(ours, smollm, plugin, items)
+    samples, stock_seconds = timed(
+        stock, smollm, tmp_path, "glue/sst2/default.yaml", {"train": rows[:2], "validation": rows}
+    )
+    theirs = {sample["doc"]["idx"]: sample for sample in samples}
+    worst = 0.0
+    for number, (outputs, grade) in enumerate(mine):
+        likelihoods = [response[0][0] for response in theirs[number]["resps"]]
+        worst = max(worst, *(abs(float(a) - b) for a, b in zip(likelihoods, outputs[0]["loglikelihoods"], strict=True)))
+        assert grade["correct"] == int(theirs[number]["acc"]), items[number]["id"]
+    assert worst < 1e-3
+    correct = sum(grade["correct"] for _, grade in mine)
+    print(f"\nsst2: {len(items)} items, {correct} correct in both; largest difference of a log-likelihood {worst:.2g}")
+    print(f"sst2: CPU seconds ours {seconds:.1f}, stock {stock_seconds:.1f}")
+
+
+def test_gsm8k_equals_stock_item_by_item(smollm, tmp_path):
+    tokens = 256 if FULL else 32
+    plugin = load_plugin("evals", "gsm8k", limit=FULL or 8, max_tokens=tokens)
+    items = plugin.items(source)
+    rows = [
+        {"question": item["context"].removeprefix("Question: ").removesuffix("\nAnswer:"), "answer": item["answer"]}
+        for item in items
+    ]
+    mine, seconds = timed(ours, smollm, plugin, items)
+    shorter = "" if FULL else f"""generation_kwargs:
+  until: ["Question:", "</s>", "<|im_end|>"]
+  do_sample: false
+  temperature: 0.0
+  max_gen_toks: {tokens}"""
+    samples, stock_seconds = timed(
+        stock, smollm, tmp_path, "gsm8k/gsm8k.yaml", {"train": rows[:2], "test": rows}, shorter
+    )
+    theirs: dict[str, dict] = {}
+    for sample in samples:
+        theirs.setdefault(sample["doc"]["question"], {})[sample["filter"]] = sample
+    different_texts = []
+    for row, item, (outputs, grade) in zip(rows, items, mine, strict=True):
+        strict, flexible = (theirs[row["question"]][name] for name in ("strict-match", "flexible-extract"))
+        if strict["resps"][0][0] != outputs[0]["texts"][0]:
+            different_texts.append(item["id"])
+            continue
+        assert grade["strict_answer"] == strict["filtered_resps"][0]
+        assert grade["flexible_answer"] == flexible["filtered_resps"][0]
+        assert grade["strict"] == int(strict["exact_match"])
+        assert grade["flexible"] == int(flexible["exact_match"])
+    shares = plugin.aggregate([grade for _, grade in mine])
+    print(f"\ngsm8k: {len(items)} items, {tokens} tokens; texts differ in {len(different_texts)}: {different_texts}")
+    print(f"gsm8k: {shares}; CPU seconds ours {seconds:.1f} (with reference likelihoods), stock {stock_seconds:.1f}")
+    assert not different_texts
