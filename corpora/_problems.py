@@ -10,7 +10,12 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+from ._rows import normal
+
 COUNT = 100
+LANGUAGES = {"en-de": ("deu", "German"), "en-fr": ("fra", "French")}
+PRECEDENCE = ("test", "validation", "train")
+"""A sentence that several problems share ("How much does he pay in total?") stays in the first of these splits."""
 
 
 def split_of(number: int) -> str:
@@ -30,6 +35,18 @@ def sentence_pairs(folder: Path, language: str) -> Iterator[tuple[int, str, str]
         english, other = (_sentences(read_problem(folder, code, number)[0]) for code in ("eng", language))
         if len(english) == len(other):
             yield from ((number, *pair) for pair in zip(english, other, strict=True))
+
+
+def training_pairs(folder: Path, language: str, split: str) -> list[tuple[str, str]]:
+    """(English sentence, translation) of the split's problems, without what the splits of PRECEDENCE before it have."""
+    pairs = list(sentence_pairs(folder, language))
+    before = PRECEDENCE[: PRECEDENCE.index(split)]
+    taken = {normal(text) for number, *texts in pairs if split_of(number) in before for text in texts}
+    return [
+        (english, other)
+        for number, english, other in pairs
+        if split_of(number) == split and not taken & {normal(english), normal(other)}
+    ]
 
 
 def _sentences(text: str) -> list[str]:

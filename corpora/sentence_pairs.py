@@ -12,11 +12,8 @@ from typing import ClassVar
 
 from harness.contract import Corpus, SequenceToSequence
 
-from ._problems import sentence_pairs, split_of
-from ._rows import check_split, chosen, normal
-
-PRECEDENCE = ("test", "validation", "train")
-LANGUAGES = {"en-de": ("deu", "German"), "en-fr": ("fra", "French")}
+from ._problems import LANGUAGES, training_pairs
+from ._rows import check_split, chosen
 
 
 @dataclass
@@ -34,15 +31,8 @@ class SentencePairs(Corpus):
 
     def examples(self, split, data):
         check_split(split)
-        pairs = list(sentence_pairs(data("gsm-symbolic-templates"), LANGUAGES[self.task][0]))
-        before = PRECEDENCE[: PRECEDENCE.index(split)]
-        taken = {normal(text) for number, *texts in pairs if split_of(number) in before for text in texts}
-        kept = [
-            SequenceToSequence(*texts)
-            for number, *texts in pairs
-            if split_of(number) == split and not taken & {normal(text) for text in texts}
-        ]
-        return chosen(kept, split, self.limit)
+        pairs = training_pairs(data("gsm-symbolic-templates"), LANGUAGES[self.task][0], split)
+        return chosen([SequenceToSequence(*texts) for texts in pairs], split, self.limit)
 
     def prompt(self, example):
         return f"English phrase: {example.source}\n{LANGUAGES[self.task][1]} phrase:"

@@ -11,10 +11,11 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+from corpora._rows import read_rows
 from harness.contract import Choices, Eval
 
 from ._classes import accuracy, class_grade, commonest_class_grades
-from ._rows import read_rows, subsample
+from ._rows import subsample
 
 COLUMNS = {
     "cola": ("sentence",),

@@ -9,11 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from corpora._rows import read_rows
 from harness.contract import Eval, Generate, Reference
 
 from ._answers import answer_grade, answer_shares
 from ._reference import nats_per_token, reference_counts
-from ._rows import read_rows, subsample
+from ._rows import subsample
 
 
 @dataclass

@@ -10,10 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from corpora._rows import bucket, normal, read_rows
 from harness.contract import Choices, Eval
 
 from ._classes import accuracy, class_grade, commonest_class_grades
-from ._rows import bucket, normal, read_rows, subsample
+from ._rows import subsample
 
 TEST_PART, PARTS = 0, 10
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from corpora._rows import read_rows
+
 from ._programs import COLUMNS, ProgramEval
-from ._rows import read_rows, subsample
+from ._rows import subsample
 
 
 @dataclass

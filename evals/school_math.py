@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from corpora._problems import COUNT, read_problem, split_of
 from harness.contract import Eval, Generate, Reference
 
 from ._answers import answer_grade, answer_shares
-from ._problems import COUNT, read_problem, split_of
 from ._reference import nats_per_token, reference_counts
 from ._rows import subsample
 

@@ -9,14 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from corpora._problems import LANGUAGES, sentence_pairs, split_of
 from harness.contract import Eval, Generate, Reference
 
-from ._problems import sentence_pairs, split_of
 from ._reference import nats_per_token, reference_counts
 from ._rows import subsample
 from ._translation import corpus_scores, translation_counts, translation_signatures
-
-LANGUAGES = {"en-de": ("deu", "German"), "en-fr": ("fra", "French")}
 
 
 @dataclass

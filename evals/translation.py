@@ -9,10 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from corpora._rows import read_rows
 from harness.contract import Eval, Generate, Reference
 
 from ._reference import nats_per_token, reference_counts
-from ._rows import read_rows, subsample
+from ._rows import subsample
 from ._translation import corpus_scores, translation_counts, translation_signatures
 
 LANGUAGES = {"multi30k-en-de": ("de", "German"), "multi30k-en-fr": ("fr", "French")}

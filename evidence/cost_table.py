@@ -142,4 +142,5 @@ def _minutes(value: float) -> str:
 
 
 def _mebibytes(value: float) -> str:
-    return f"{value / MIB:,.1f}" if value < 10 * MIB else f"{value / MIB:,.0f}"
+    size = value / MIB
+    return f"{size:.2g}" if size < 1 else f"{size:.1f}" if size < 10 else f"{size:,.0f}"

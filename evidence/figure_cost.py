@@ -9,33 +9,34 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from evidence.style import MEMORY_KINDS, Style, footer, heading
+from evidence.style import MEMORY_KINDS, PAGE_WIDTH, Style, footer, heading, pages
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
 MIB, GIB = 2**20, 2**30
-ROWS_PER_PAGE = 6
-WIDTH = 7.2  # inches: the text width of a two-column page
 HOW = "Time: median step over an epoch; whiskers: quartiles of the steps. Live tensors and RSS are different measures."
 
 
 def cost_pages(costs: pd.DataFrame, styles: dict[str, Style]) -> list[Figure]:
-    """Pages of Fig. 1, at most six (model, corpus) rows each. Methods stand in the order of ``styles``."""
+    """Pages of Fig. 1, a row of panels per (model, corpus). Methods stand in the order of ``styles``."""
     groups = [rows for _, rows in costs.groupby(["model", "corpus"], sort=False) if (rows["status"] == "ok").any()]
-    return [_page(groups[i : i + ROWS_PER_PAGE], styles) for i in range(0, len(groups), ROWS_PER_PAGE)]
+    return [_page(groups[page], styles) for page in pages([_height(rows) for rows in groups])]
+
+
+def _height(rows: pd.DataFrame) -> float:
+    return 0.55 + 0.21 * len(rows)  # inches
 
 
 def _page(groups: Sequence[pd.DataFrame], styles: dict[str, Style]) -> Figure:
     import matplotlib.pyplot as plt
 
-    bars = [len(rows) for rows in groups]
-    heights = [0.55 + 0.21 * count for count in bars]
+    heights = [_height(rows) for rows in groups]
     figure, axes = plt.subplots(
         len(groups),
         3,
-        figsize=(WIDTH, sum(heights) + 0.95),
+        figsize=(PAGE_WIDTH, sum(heights) + 0.95),
         squeeze=False,
         height_ratios=heights,
         width_ratios=(1.0, 1.35, 0.75),
@@ -66,7 +67,7 @@ def _time(axis, rows: pd.DataFrame, styles: dict[str, Style]) -> None:
         style = styles[row["variant"]]
         axis.barh(place, middle, 0.66, color=style.colour, edgecolor="black", linewidth=0.4)
         axis.errorbar(middle, place, xerr=[[middle - low], [high - middle]], color="#555555", capsize=2, linewidth=0.9)
-        _value(axis, place, max(high, middle), f"{middle:#.3g}".rstrip("."))
+        _value(axis, place, max(high, middle), _amount(middle))
     steps = sorted({int(count) for count in rows["epoch_steps"].dropna()})
     counted = f" ({steps[0]:,} steps)" if len(steps) == 1 else ""
     _finish(axis, rows, f"time per epoch{counted}, {unit}")
@@ -95,7 +96,7 @@ def _split(axis, rows: pd.DataFrame) -> None:
         peak = row["memory_peak_bytes"] / scale
         if peak == peak:
             axis.plot([peak, peak], [place - 0.44, place + 0.44], color="black", linewidth=1.6, zorder=3)
-            _value(axis, place, max(left, peak), f"{peak:#.3g}" if unit == "GiB" else f"{peak:,.0f}")
+            _value(axis, place, max(left, peak), _amount(peak))
     _finish(axis, rows, f"live tensors, {unit}", named=False)
 
 
@@ -116,7 +117,7 @@ def _resident(axis, rows: pd.DataFrame, styles: dict[str, Style]) -> None:
             continue
         size = row[column] / scale
         axis.barh(place, size, 0.66, color=styles[row["variant"]].colour, edgecolor="black", linewidth=0.4)
-        _value(axis, place, size, f"{size:#.3g}" if unit == "GiB" else f"{size:,.0f}")
+        _value(axis, place, size, _amount(size))
     _finish(axis, rows, f"{label}, {unit}", named=False)
 
 
@@ -134,6 +135,11 @@ def _finish(axis, rows: pd.DataFrame, label: str, named: bool = True) -> None:
 
 def _value(axis, place: int, end: float, text: str) -> None:
     axis.annotate(text, (end, place), (3, 0), textcoords="offset points", va="center", fontsize=7)
+
+
+def _amount(value: float) -> str:
+    """Three significant digits, and all digits of what is before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}"
 
 
 def _say(axis, place: int, text: str) -> None:

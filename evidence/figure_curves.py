@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from evidence.style import Style, footer, heading
+from evidence.style import PAGE_WIDTH, Style, footer, heading, legend_columns, pages
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-ROWS_PER_PAGE = 4
-WIDTH = 7.2  # inches
+ROW_HEIGHT = 1.9  # inches
 HOW = (
     "Lines: means over seeds; bands: smallest to largest. A thin line that ends in a cross: a run that failed there.\n"
     "Runs that are stale or come from other software are left out; the table of scores marks them."
@@ -28,13 +27,13 @@ SIDES = {"gradient_norm": "gradient norm\n(before clipping)", "validation_loss":
 def curve_pages(curves: pd.DataFrame, styles: dict[str, Style]) -> list[Figure]:
     """Pages of Fig. 2 from rows (model, corpus, variant, seed, status, stale, step, name, value)."""
     groups = [rows for _, rows in curves.groupby(["model", "corpus"], sort=False, observed=True)]
-    return [_page(groups[i : i + ROWS_PER_PAGE], styles) for i in range(0, len(groups), ROWS_PER_PAGE)]
+    return [_page(groups[page], styles) for page in pages([ROW_HEIGHT] * len(groups))]
 
 
 def _page(groups: Sequence[pd.DataFrame], styles: dict[str, Style]) -> Figure:
     import matplotlib.pyplot as plt
 
-    size = (WIDTH, 1.9 * len(groups) + 0.75)
+    size = (PAGE_WIDTH, ROW_HEIGHT * len(groups) + 0.75)
     figure, axes = plt.subplots(len(groups), 2, figsize=size, squeeze=False, layout="constrained")
     drawn: dict[str, object] = {}
     for row, rows in zip(axes, groups, strict=True):
@@ -47,15 +46,10 @@ def _page(groups: Sequence[pd.DataFrame], styles: dict[str, Style]) -> Figure:
             _finish(axis, panel, label)
         title = f"{rows['model_label'].iloc[0]}, {rows['corpus_label'].iloc[0]}"
         heading(row, title)
-    shown = [variant for variant in styles if variant in drawn]
-    figure.legend(
-        handles=[drawn[variant] for variant in shown],
-        labels=[styles[variant].label for variant in shown],
-        loc="outside upper center",
-        ncols=min(len(shown), 6) or 1,
-        handlelength=2.6,
-        columnspacing=1.6,
-    )
+    labels = [styles[variant].label for variant in styles if variant in drawn]
+    handles = [drawn[variant] for variant in styles if variant in drawn]
+    columns = legend_columns(labels)
+    figure.legend(handles, labels, loc="outside upper center", ncols=columns, handlelength=2.6, columnspacing=1.4)
     footer(figure, HOW)
     return figure
 
@@ -114,8 +108,8 @@ def _finish(axis, panel: pd.DataFrame, label: str) -> None:
     values = panel["value"].dropna()
     if label.startswith("gradient") and len(values) and (values > 0).all():
         axis.set_yscale("log")
-        decades = values.max() / values.min()
-        subs = (1, 2, 5) if decades < 100 else (1,)
-        axis.yaxis.set_major_locator(LogLocator(subs=subs, numticks=12))
+        ratio = values.max() / values.min()
+        marks = LogLocator(subs=(1, 2, 5) if ratio < 100 else (1,), numticks=12)
+        axis.yaxis.set_major_locator(marks if ratio > 5 else MaxNLocator(nbins=4))
         axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.yaxis.set_minor_formatter(NullFormatter())

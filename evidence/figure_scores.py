@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from evidence.pools import Panel, Pool
 from evidence.score_notes import UNRESOLVED
 from evidence.score_table import metric_label
-from evidence.style import GREY, Style, footer
+from evidence.style import GREY, PAGE_WIDTH, Style, footer, pages
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-WIDTH, COLUMNS, ROWS_PER_PAGE = 7.2, 2, 4  # inches; panels
+COLUMNS = 2
 TITLE_WIDTH = 40  # characters
 HOW = "Bars: 95 % intervals over items, seeds as they are. Small circles: single runs. Dashed: the metric's floor."
 
@@ -25,16 +25,21 @@ def score_pages(panels: Sequence[Panel], labels: dict[str, str], styles: dict[st
     for panel in panels:
         models = {model for _, model in panel.pools}
         drawn += [(panel, model) for model in labels if model in models]
-    size = COLUMNS * ROWS_PER_PAGE
-    return [_page(drawn[i : i + size], labels, styles) for i in range(0, len(drawn), size)]
+    rows = [drawn[i : i + COLUMNS] for i in range(0, len(drawn), COLUMNS)]
+    return [_page(rows[page], labels, styles) for page in pages([_height(row) for row in rows])]
 
 
-def _page(drawn: Sequence[tuple[Panel, str]], labels: dict[str, str], styles: dict[str, Style]) -> Figure:
+def _height(row: Sequence[tuple[Panel, str]]) -> float:
+    """Inches of a row of panels."""
+    methods = [sum(m == model and not pool.absent for (_, m), pool in panel.pools.items()) for panel, model in row]
+    return 1.0 + 0.2 * max(methods)
+
+
+def _page(rows: Sequence[Sequence[tuple[Panel, str]]], labels: dict[str, str], styles: dict[str, Style]) -> Figure:
     import matplotlib.pyplot as plt
 
-    counts = [max(_count(*pair) for pair in drawn[i : i + COLUMNS]) for i in range(0, len(drawn), COLUMNS)]
-    heights = [1.0 + 0.2 * count for count in counts]
-    size = (WIDTH, sum(heights) + 0.25)
+    drawn, heights = [pair for row in rows for pair in row], [_height(row) for row in rows]
+    size = (PAGE_WIDTH, sum(heights) + 0.25)
     figure, axes = plt.subplots(
         len(heights), COLUMNS, figsize=size, squeeze=False, height_ratios=heights, layout="constrained"
     )
@@ -45,10 +50,6 @@ def _page(drawn: Sequence[tuple[Panel, str]], labels: dict[str, str], styles: di
         axis.set_axis_off()
     footer(figure, HOW)
     return figure
-
-
-def _count(panel: Panel, model: str) -> int:
-    return sum(1 for (_, m), pool in panel.pools.items() if m == model and not pool.absent)
 
 
 def _draw(axis, panel: Panel, model: str, label: str, styles: dict[str, Style]) -> None:

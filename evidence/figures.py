@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMATS = ("svg", "pdf", "png")
+NAMES = ("fig1_time_memory", "fig2_curves", "scores")
 
 
 def draw(collected: Collected) -> dict[str, Figure]:
@@ -31,14 +32,14 @@ def draw(collected: Collected) -> dict[str, Figure]:
     look = styles(collected.suite["variants"])
     labels = dict(zip(collected.runs["model"], collected.runs["model_label"], strict=True))
     models = {model: labels[model] for model in collected.suite["models"] if model in labels}
-    pages = {
-        "fig1_time_memory": cost_pages(collected.costs, look) if len(collected.costs) else [],
-        "fig2_curves": curve_pages(collected.curves(list(SIDES)), look),
-        "scores": score_pages(panels(collected), models, look),
-    }
+    pages = (
+        cost_pages(collected.costs, look) if len(collected.costs) else [],
+        curve_pages(collected.curves(list(SIDES)), look),
+        score_pages(panels(collected), models, look),
+    )
     return {
         name + (f"_{number}" if number > 1 else ""): figure
-        for name, figures in pages.items()
+        for name, figures in zip(NAMES, pages, strict=True)
         for number, figure in enumerate(figures, 1)
     }
 
@@ -48,6 +49,9 @@ def save(figures: dict[str, Figure], out: Path, formats: tuple[str, ...] = FORMA
     import matplotlib.pyplot as plt
 
     out.mkdir(parents=True, exist_ok=True)
+    for name in NAMES:  # fewer pages than last time must not leave old ones behind
+        for old in out.glob(f"{name}*.*"):
+            old.unlink()
     written = []
     dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None, "ModDate": None}, "png": {"Software": None}}
     for name, figure in figures.items():

@@ -214,9 +214,11 @@ def _epoch_seconds(row: dict, name: str, measured: float | None, steps: int | No
 
 
 def plain(value: Any) -> str:
-    """A record's value as text; a mapping as "name value, ..."."""
+    """A record's value as text; a mapping as "name value, ...", its bytes in GiB."""
     if isinstance(value, dict):
-        return ", ".join(f"{name} {part}" for name, part in value.items() if part is not None)
+        sizes = {k.removesuffix("_bytes"): f"{v / 2**30:.3g} GiB" for k, v in value.items() if k.endswith("_bytes")}
+        parts = {name.removesuffix("_bytes"): plain(part) for name, part in value.items() if part is not None} | sizes
+        return ", ".join(f"{name} {part}" for name, part in parts.items())
     return "" if value is None else str(value)
 
 

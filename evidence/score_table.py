@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -72,7 +73,7 @@ def describe(panel: Panel) -> list[str]:
 
 def metric_label(panel: Panel) -> str:
     """ "accuracy, %": the metric in words and its unit."""
-    words = panel.metric.replace("_", " ").replace("nll", "NLL")
+    words = re.sub(r"^pass_at_", "pass@", panel.metric).replace("_", " ").replace("nll", "NLL")
     unit = str(panel.first("unit"))
     if unit.lower() == words.lower():
         return unit
@@ -108,7 +109,7 @@ def decimals(panel: Panel) -> int:
     unit = str(panel.first("unit"))
     if "%" in unit:
         return 1
-    if "nat" in unit or "bit" in unit or largest <= 1:
+    if "nat" in unit or "bit" in unit or (largest <= 1 and not unit):
         return 3
     return 1 if largest >= 10 else 2
 

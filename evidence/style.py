@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+PAGE_WIDTH, PAGE_HEIGHT = 7.2, 8.8  # inches, of a page in two columns; the height leaves room for a caption
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 YELLOW, BLUE, VERMILION, PURPLE, GREY = "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#7F7F7F"
 
@@ -86,6 +87,22 @@ def styles(variants: Sequence[str]) -> dict[str, Style]:
         seen.add(family)
         found[variant] = Style(colour, marker, line, label_of(variant))
     return found
+
+
+def pages(heights: Sequence[float], most: float = PAGE_HEIGHT) -> list[slice]:
+    """Which rows of panels share a page: as many as fit in ``most`` inches, at least one."""
+    cuts, start, used = [], 0, 0.0
+    for index, height in enumerate(heights):
+        if index > start and used + height > most:
+            cuts.append(slice(start, index))
+            start, used = index, 0.0
+        used += height
+    return [*cuts, slice(start, len(heights))] if heights else []
+
+
+def legend_columns(labels: Sequence[str]) -> int:
+    """How many entries of a legend with line samples fit side by side on a page."""
+    return max(1, min(6, len(labels), int(PAGE_WIDTH / (0.6 + 0.068 * max(map(len, labels), default=1)))))
 
 
 def heading(row: Sequence[Axes], text: str) -> None:

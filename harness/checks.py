@@ -192,6 +192,8 @@ def trains_what_it_declares(case: Case) -> str:
     """Frozen weights get no gradient and stay as they are; what trains moves; the optimizer holds only what trains."""
     trainer = case.trainer()
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    train(case, trainer, until=STEPS // 2)
+    middle = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     train(case, trainer)
     frozen = {n: p for n, p in trainer.model.named_parameters() if n not in set(trainer.state.trained)}
     touched = [n for n, p in frozen.items() if p.grad is not None or not torch.equal(p, before[n])]
@@ -204,7 +206,7 @@ def trains_what_it_declares(case: Case) -> str:
         raise AssertionError(f"requires_grad, but in no optimizer: {', '.join(missing[:4])}")
     if held - {id(p) for p in trained.values()}:
         raise AssertionError("the optimizer holds parameters that do not require a gradient")
-    still = [n for n, p in trained.items() if torch.equal(p, before[n])]
+    still = [n for n, p in trained.items() if torch.equal(p, before[n]) and torch.equal(middle[n], before[n])]
     if still:
         raise AssertionError(f"declared to train, but never moved: {', '.join(still[:4])}")
     return f"{len(trained)} tensors"
@@ -291,11 +293,11 @@ def delta_round_trips(case: Case) -> str:
 
 
 def splits_into_micro_batches(case: Case) -> str:
-    """Four micro-batches train as one batch does: in float32 to 1e-5, in float64 to 1e-6 (losses are float32)."""
+    """Uneven micro-batches train as one batch does: in float32 to 1e-5, in float64 to 1e-6 (losses are float32)."""
     worst = 0.0
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-6)):
         whole = torch.tensor(train(case, case.trainer(dtype), until=STEPS // 2))
-        split = torch.tensor(train(case, case.trainer(dtype), size=ROWS // 4, until=STEPS // 2))
+        split = torch.tensor(train(case, case.trainer(dtype), size=3, until=STEPS // 2))
         error = float(((whole - split).abs() / whole.abs().clamp_min(1.0)).max())
         if not error <= tolerance:
             raise AssertionError(f"losses or gradient norms differ by {error:.2g} in {dtype}: {whole} and {split}")
@@ -307,7 +309,7 @@ def resumes(case: Case) -> str:
     """Interrupted, saved, attached anew and restored, the training goes on to the same bits."""
     whole = case.trainer()
     numbers = train(case, whole)
-    points = range(1, STEPS) if case.family == FAMILIES[0] else (STEPS // 2,)
+    points = (1, 3, 6) if case.family == FAMILIES[0] else (STEPS // 2,)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "checkpoint.pt"
         for point in points:

@@ -72,13 +72,15 @@ def main(argv: list[str] | None = None) -> int:
 
 def _report(results: Iterator[Result]) -> int:
     """Print each result as it comes; the number of failures."""
-    failures, family = 0, ""
+    failures, family, detail = 0, "", ""
     for result in results:
         if result.family != family:
             family = result.family
             print(family)
         failures += result.status == "FAIL"
-        print(f"  {result.status:4}  {result.check:26} {result.detail}", flush=True)
+        same = result.status == "FAIL" and result.detail == detail
+        detail = result.detail
+        print(f"  {result.status:4}  {result.check:26} {'the same' if same else detail}", flush=True)
     return failures
 
 

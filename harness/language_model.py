@@ -7,6 +7,7 @@ run again, gives the same numbers to the last bit.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
@@ -55,11 +56,7 @@ class LanguageModel:
         logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns that the model is an object, which is intended
         self.batch_size, self.streams = batch_size, streams
         self.lm = _TrimmedHFLM(
-            pretrained=model,
-            tokenizer=tokenizer,
-            batch_size=batch_size,
-            max_batch_size=None,
-            mixed_precision_dtype=autocast,
+            pretrained=model, tokenizer=tokenizer, batch_size=batch_size, mixed_precision_dtype=autocast
         )
 
     def batches(self, asked: Sequence[Asked]) -> list[list[int]]:
@@ -112,7 +109,7 @@ class LanguageModel:
 
     def _loglikelihoods(self, pairs: list[tuple[str, str]]) -> tuple[list[tuple[float, bool]], list[int]]:
         """(log-likelihood in nats, whether greedy) of each continuation, and its number of tokens."""
-        encoded = [(pair, *self.lm._encode_pair(*pair)) for pair in pairs]
+        encoded = [(pair, *self._encoded(*pair)) for pair in pairs]
         longest = max(len(context) + len(continuation) for _, context, continuation in encoded)
         self.lm.positions = max(longest - len(context) for _, context, continuation in encoded)
         try:
@@ -120,6 +117,12 @@ class LanguageModel:
         finally:
             self.lm.positions = None
         return scores, [len(continuation) for _, _, continuation in encoded]
+
+    def _encoded(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Token ids; a text without context follows the prefix token, as in HFLM."""
+        if context:
+            return self.lm._encode_pair(context, continuation)
+        return [self.lm.prefix_token_id], self.lm.tok_encode(continuation, add_special_tokens=False)
 
     def _generations(self, requests: list[Generate]) -> list[dict]:
         """HFLM sorts as ``batches`` did, so its rows come in this order. Sampling draws from the whole distribution."""
@@ -225,7 +228,8 @@ class _TrimmedHFLM(HFLM):
     generated_tokens: list[int]
 
     def _model_call(self, inps: Tensor, attn_mask: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
-        if attn_mask is not None or self.positions is None:
+        trims = "logits_to_keep" in inspect.signature(self.model.forward).parameters
+        if attn_mask is not None or self.positions is None or not trims:
             return super()._model_call(inps, attn_mask, labels)
         with torch.no_grad(), _autocast(self.device, self.mixed_precision_dtype):
             return self.model(inps, logits_to_keep=self.positions, use_cache=False).logits
@@ -240,7 +244,7 @@ class _TrimmedHFLM(HFLM):
         limit = max_length - context.shape[1]
         with torch.no_grad(), _autocast(self.device, self.mixed_precision_dtype):
             if self.backend == "seq2seq":
-                stopper = _StopAtText(self.tokenizer, stop, 1, len(context))
+                stopper = self._stopper(stop, 1, len(context))
                 asked = {"attention_mask": attention_mask, "max_new_tokens": limit, "stopping_criteria": [stopper]}
                 result = self.model.generate(context, **asked, **settings).sequences
                 self.generated_tokens += stopper.tokens
@@ -256,7 +260,7 @@ class _TrimmedHFLM(HFLM):
         counts = torch.zeros(rows, dtype=torch.long)
         going, tokens, cache = torch.arange(rows), context, None
         while len(going) and tokens.shape[1] < width + limit:
-            stopper = _StopAtText(self.tokenizer, stop, width, len(going))
+            stopper = self._stopper(stop, width, len(going))
             new = min(SEGMENT, width + limit - tokens.shape[1])
             asked = {"attention_mask": mask, "max_new_tokens": new, "stopping_criteria": [stopper]}
             out = self.model.generate(tokens, past_key_values=cache, **asked, **settings)
@@ -270,12 +274,19 @@ class _TrimmedHFLM(HFLM):
         self.generated_tokens += counts.tolist()
         return result
 
+    def _stopper(self, stop: list[str], start: int, rows: int) -> _StopAtText:
+        ends = self.model.generation_config.eos_token_id
+        return _StopAtText(self.tokenizer, stop, {ends} if isinstance(ends, int) else set(ends or ()), start, rows)
+
 
 class _StopAtText(StoppingCriteria):
-    """Rows whose newest tokens contain a stop string. ``tokens`` counts what each row generated until then."""
+    """Rows that end in one of the tokens ``ends`` or whose newest tokens contain a stop string.
 
-    def __init__(self, tokenizer: Any, stops: list[str], start: int, rows: int):
-        self.tokenizer, self.start = tokenizer, start
+    ``tokens`` counts what each row generated until then, the end included.
+    """
+
+    def __init__(self, tokenizer: Any, stops: list[str], ends: set[int], start: int, rows: int):
+        self.tokenizer, self.ends, self.start = tokenizer, ends, start
         self.stops = [stop for stop in stops if stop]
         # Two tokens more than the stop string takes by itself: after other text it may be cut up differently.
         self.reach = 2 + max((len(tokenizer.encode(s, add_special_tokens=False)) for s in self.stops), default=0)
@@ -283,10 +294,11 @@ class _StopAtText(StoppingCriteria):
 
     def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
         new = input_ids[:, self.start :]
+        newest = new[:, -1].tolist()
         for row, tail in enumerate(self.tokenizer.batch_decode(new[:, -self.reach :])):
             if not self.done[row]:
                 self.tokens[row] = new.shape[1]
-                self.done[row] = any(stop in tail for stop in self.stops)
+                self.done[row] = newest[row] in self.ends or any(stop in tail for stop in self.stops)
         return torch.tensor(self.done, device=input_ids.device)
 
 

@@ -26,6 +26,7 @@ _ALIASES = {"DORA": ("LORA", {"use_dora": True})}
 _OURS = {"peft_type", "task_type", "target_modules", "inference_mode", "total_step", "rank_pattern", "fan_in_fan_out"}
 _OURS |= {"base_model_name_or_path", "revision", "auto_mapping", "peft_version"}
 _NOT_LAYERS = {"ADAPTION_PROMPT", "POLY", "SHADOW", "TRAINABLE_TOKENS"}
+_MOVED = {"C3A", "FOURIERFT", "UNILORA", "VBLORA"}
 _FROM_DATA = ("eva", "corda", "lora_ga", "loftq")
 
 
@@ -40,14 +41,15 @@ class PEFT(Method):
         from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 
         config = self._configuration(model, run)
+        if config.peft_type in _MOVED:
+            self.changes_init = f"PEFT's {self.type} starts with a random update"
+        had = {id(buffer) for buffer in model.buffers()}
         self._tuner = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type](model, config, adapter_name="default")
         self._layers = self._tuner_layers(model)
         self._check_factors(config)
         for name, shared in self._shared().items():
             model.add_module(name, shared)
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.to(adapter_dtype(parameter))
+        self._raise_adapters(model, had)
         self._budget = Budget(model, self._tuner) if config.peft_type == "ADALORA" else None
 
     def penalty(self, model: nn.Module) -> Tensor | None:
@@ -110,6 +112,16 @@ class PEFT(Method):
         start = given.get("init_lora_weights")
         if isinstance(start, str) and start.lower() in _FROM_DATA:
             raise ValueError(f"init_lora_weights={start!r} needs data when adapters are attached; the bridge has none")
+
+    def _raise_adapters(self, model: nn.Module, had: set[int]) -> None:
+        """To float32 what trains and what PEFT registered beside it (VeRA's projections), as it multiplies the two."""
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(adapter_dtype(parameter))
+        for module in model.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                if id(buffer) not in had and buffer.is_floating_point():
+                    setattr(module, name, buffer.to(adapter_dtype(buffer)))
 
     def _tuner_layers(self, model: nn.Module) -> list:
         from peft.tuners.tuners_utils import BaseTunerLayer

@@ -77,7 +77,10 @@ class Assets:
             folder = self.root / "gsm-symbolic-templates" / language / "symbolic"
             folder.mkdir(parents=True, exist_ok=True)
             for n in range(100):
-                sentences = [pattern.format(n, "one") + ".", f"{language}: in total?"]  # the second one in all problems
+                sentences = [
+                    pattern.format(n, "one") + ".",
+                    f"{language}: in total {n // 3}?",
+                ]  # three problems share one
                 if n == 7 and language == "deu":
                     sentences.append("Ja?")  # a question that cannot be aligned
                 text = f'question = "{" ".join(sentences)}"\nanswer = """\nSum.\n#### {n + 1}\n"""\n'

@@ -129,11 +129,15 @@ def test_gsm8k_equals_stock_item_by_item(smollm, tmp_path):
         for item in items
     ]
     mine, seconds = timed(ours, smollm, plugin, items)
-    shorter = "" if FULL else f"""generation_kwargs:
+    shorter = (
+        ""
+        if FULL
+        else f"""generation_kwargs:
   until: ["Question:", "</s>", "<|im_end|>"]
   do_sample: false
   temperature: 0.0
   max_gen_toks: {tokens}"""
+    )
     samples, stock_seconds = timed(
         stock, smollm, tmp_path, "gsm8k/gsm8k.yaml", {"train": rows[:2], "test": rows}, shorter
     )
