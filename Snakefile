@@ -6,7 +6,7 @@ import sys
 sys.path.insert(0, workflow.basedir)
 from harness import dag
 
-S = dag.suite(config)
+S = dag.suite(config, workflow.cores)
 R = str(S.results)
 
 wildcard_constraints:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from evidence.collected import Collected
 
 STALE, OTHER_STACK = "‡", "†"
+RUN = ("model", "corpus", "variant", "eval", "seed")
 
 
 @dataclass(frozen=True)
@@ -103,38 +104,38 @@ def panels(collected: Collected, reference: bool = True) -> list[Panel]:
     for (corpus, evaluation), rows in sorted(groups, key=lambda group: order.get(group[0][0], len(order))):
         shown = rows[rows["headline"] | rows["reference"]] if reference else rows[rows["headline"]]
         named = shown[shown["metric"] != ""].sort_values("headline", ascending=False, kind="stable")
+        cells: dict[tuple, dict[int, list[dict]]] = {}
+        for row in rows.to_dict("records"):  # a data frame for each cell of a large grid would take minutes
+            cells.setdefault((row["variant"], row["model"]), {}).setdefault(int(row["seed"]), []).append(row)
         for metric in named["metric"].unique() if len(named) else [""]:
-            facts = rows[(rows["metric"] == metric) | (rows["status"] != "ok")]
-            panel = Panel(corpus, evaluation, metric, facts)
-            formula = _formula(facts)
-            for (variant, model), cell in rows.groupby(["variant", "model"], sort=False):
-                key = (corpus, evaluation, model, variant)
-                panel.pools[variant, model] = _pool(cell, metric, items, formula, key)
+            panel = Panel(corpus, evaluation, metric, rows[(rows["metric"] == metric) | (rows["status"] != "ok")])
+            formula = _formula(panel.facts)
+            panel.pools = {cell: _pool(seeds, metric, items, formula) for cell, seeds in cells.items()}
             found.append(panel)
     return found
 
 
-def _pool(cell: pd.DataFrame, metric: str, items: dict, formula: Formula | None, key: tuple) -> Pool:
-    """``cell``: rows of one variant on one (model, corpus, eval), all metrics, all seeds."""
+def _pool(seeds: dict[int, list[dict]], metric: str, items: dict, formula: Formula | None) -> Pool:
+    """``seeds``: rows of one variant on one (model, corpus, eval), all metrics, by seed."""
     runs, rows = [], {}
-    for seed, per_seed in cell.groupby("seed"):
-        of_metric = per_seed[per_seed["metric"] == metric]
-        row = (of_metric if len(of_metric) else per_seed).iloc[0]
-        scored = len(of_metric) and row["status"] == "ok" and row["value"] == row["value"]
+    for seed, of_seed in sorted(seeds.items()):
+        row = next((row for row in of_seed if row["metric"] == metric), None)
+        scored = row is not None and row["status"] == "ok" and _known(row["value"])
+        rows[seed] = row = row or of_seed[0]
+        status = "no value" if row["status"] == "ok" and not scored else row["status"]
         value = float(row["value"]) if scored else None
-        status = "no value" if row["status"] == "ok" and value is None else row["status"]
-        marks = (row["stale"], row["other_stack"], row["stack"])
-        runs.append(Run(int(seed), value, status, row["stage"], row["reason"], *marks))
-        rows[int(seed)] = row
+        said = (row[name] for name in ("stage", "reason", "stale", "other_stack", "stack"))
+        runs.append(Run(seed, value, status, *said))
     used = comparable(runs)
-    counts = {int(count) for run in used if (count := rows[run.seed]["n_items"]) == count}
+    chosen = [rows[run.seed] for run in used]
+    counts = {int(row["n_items"]) for row in chosen if _known(row["n_items"])}
     average = stats.spread([run.value for run in used])
-    interval, error = _interval([rows[run.seed] for run in used], items, formula, (*key, metric))
+    interval, error = _interval(chosen, metric, items, formula)
+    mark = "".join(dict.fromkeys("".join(run.mark for run in used)))
     n_items = counts.pop() if len(counts) == 1 else None
-    pool = Pool(runs, average, interval, tuple(run.seed for run in used), "", n_items, None)
-    pool.mark = "".join(dict.fromkeys("".join(run.mark for run in used)))
-    pool.at_floor = _at_floor([rows[run.seed] for run in used], average.mean, error)
-    return pool
+    return Pool(
+        runs, average, interval, tuple(run.seed for run in used), mark, n_items, _at_floor(chosen, average.mean, error)
+    )
 
 
 def comparable(runs: Sequence[Run]) -> list[Run]:
@@ -157,13 +158,13 @@ def _formula(facts: pd.DataFrame) -> Formula | None:
     return None
 
 
-def _interval(rows: list[pd.Series], items: dict, formula: Formula | None, key: tuple) -> tuple[Interval | None, float]:
+def _interval(rows: list[dict], metric: str, items: dict, formula: Formula | None) -> tuple[Interval | None, float]:
     """Interval and standard error over items of the mean over these runs; None and NaN where items do not give it."""
     import numpy as np
 
     if formula is None or not rows:
         return None, math.nan
-    frames = [items.get((row["model"], row["corpus"], row["variant"], row["eval"], row["seed"])) for row in rows]
+    frames = [items.get(tuple(row[name] for name in RUN)) for row in rows]
     if any(frame is None or not frame["item"].equals(frames[0]["item"]) for frame in frames):
         return None, math.nan
     above = np.stack([frame[f"grade.{formula.numerator}"] for frame in frames])
@@ -171,25 +172,29 @@ def _interval(rows: list[pd.Series], items: dict, formula: Formula | None, key: 
     values = formula.scale * above.sum(1) / (above.shape[1] if below is None else below.sum(1))
     if not np.allclose(values, [row["value"] for row in rows], rtol=1e-6, atol=1e-9):
         return None, math.nan
-    generator = np.random.default_rng(zlib.crc32("/".join(key).encode()))
-    interval = stats.item_interval(above, below, formula.scale, generator)
+    name = "/".join([*(rows[0][name] for name in RUN[:-1]), metric])
+    interval = stats.item_interval(above, below, formula.scale, np.random.default_rng(zlib.crc32(name.encode())))
     return interval, stats.standard_error(above, below, formula.scale)
 
 
-def _at_floor(rows: list[pd.Series], mean: float, error: float) -> bool | None:
+def _at_floor(rows: list[dict], mean: float, error: float) -> bool | None:
     """What the eval says of its own floor, else whether the mean is within noise of the declared one."""
-    said = [row["at_floor"] for row in rows if row["at_floor"] is not None and row["at_floor"] == row["at_floor"]]
+    said = [row["at_floor"] for row in rows if _known(row["at_floor"])]
     if said and all(said):
         return True
-    floors = [float(row["floor"]) for row in rows if row["floor"] is not None and row["floor"] == row["floor"]]
+    floors = [float(row["floor"]) for row in rows if _known(row["floor"])]
     if not floors or math.isnan(mean):
         return False if said else None
     return mean <= floors[0] if math.isnan(error) else stats.near_floor(mean, floors[0], error)
 
 
 def _by_run(items: pd.DataFrame) -> dict[tuple, pd.DataFrame]:
-    """Item rows by (model, corpus, variant, eval, seed)."""
-    names = ["model", "corpus", "variant", "eval", "seed"]
+    """Item rows by the columns of RUN."""
     if not len(items):
         return {}
-    return {key: frame.reset_index(drop=True) for key, frame in items.groupby(names, sort=False, observed=True)}
+    groups = items.groupby(list(RUN), sort=False, observed=True)
+    return {key: frame.reset_index(drop=True) for key, frame in groups}
+
+
+def _known(value: object) -> bool:
+    return value is not None and value == value

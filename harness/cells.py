@@ -24,7 +24,9 @@ PREDICTING = ("precision", "eval_batch_size", "threads")
 @functools.cache
 def catalogue() -> dict:
     """config/catalogue.yaml: models and data by name."""
-    return yaml.safe_load((ROOT / "config" / "catalogue.yaml").read_text(encoding="utf-8"))
+    return yaml.load(
+        (ROOT / "config" / "catalogue.yaml").read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    )
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from harness.plugins import ROOT, find_plugin
 from harness.suite import Suite, Training, catalogue, load_suite
 
 
-def suite(config: dict) -> Suite:
+def suite(config: dict, cores: int | None) -> Suite:
     """The suite that ``--config suite=`` names (``quick``), checked; ends Snakemake with one clear message if it is wrong.
 
     ``--config code=pinned`` keeps finished runs whose code has changed since, and marks them stale in the tables.
@@ -24,6 +24,8 @@ def suite(config: dict) -> Suite:
             f"--config code={code}: it is 'current' (run again what has changed) or 'pinned' (keep it, marked stale)"
         )
     os.environ["TUNING_FORK_CODE"] = code
+    if cores:
+        os.environ["TUNING_FORK_CORES"] = str(cores)  # for the time that is left
     try:
         loaded = load_suite(str(config.get("suite", "quick")))
         for training in loaded.trainings:  # every key now: a defect in any plug-in shows before anything runs
@@ -48,12 +50,9 @@ def is_fetched(name: str) -> bool:
     return "tiny" not in catalogue()["models"].get(name, {})
 
 
-def identity(training: Training, evaluation: str | None = None) -> str:
-    """What a record written by the supervisor says of its cell."""
-    facts = {**training.identity, "key": training.key}
-    if evaluation:
-        facts |= {"eval": evaluation}
-    return json.dumps(facts)
+def identity(training: Training, key: str, evaluation: str | None = None) -> str:
+    """What a record written by the supervisor says of its cell; ``key`` is the stage's own."""
+    return json.dumps({**training.identity, "key": key, **({"eval": evaluation} if evaluation else {})})
 
 
 def limits(loaded: Suite) -> str:

@@ -18,7 +18,7 @@ from harness.plugins import ROOT
 from harness.provenance import provenance, stack_id, versions
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-MODULES = {"PyYAML": "yaml", "scikit-learn": "sklearn"}  # where a package's module has another name
+MODULES = {"PyYAML": "yaml", "Jinja2": "jinja2", "scikit-learn": "sklearn"}  # where a package's module has another name
 
 
 def locked() -> list[str]:

@@ -117,9 +117,9 @@ def repeat_last_letter(model, tokenizer, ends):
     def forward(input_ids, attention_mask=None, **rest):
         out = plain(input_ids, attention_mask=attention_mask, **rest)
         rows.append(len(input_ids))
-        for row, (token, length) in enumerate(
-            zip(input_ids[:, -1].tolist(), attention_mask.sum(1).tolist(), strict=True)
-        ):
+        whole = torch.full((len(input_ids),), rest["past_key_values"].get_seq_length())  # transformers drops full masks
+        lengths = (whole if attention_mask is None else attention_mask.sum(1)).tolist()
+        for row, (token, length) in enumerate(zip(input_ids[:, -1].tolist(), lengths, strict=True)):
             limit, end = ends.get(tokenizer.decode([token]), (0, 0))
             out.logits[row, -1] = 0.0
             out.logits[row, -1, token if length < limit else end] = 50.0

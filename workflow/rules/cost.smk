@@ -10,7 +10,7 @@ rule cost:
         suite=S.path,
         key=lambda w: dag.cost_cell(S, w).computed_key,
         seed=lambda w: dag.cost_cell(S, w).seed,
-        identity=lambda w: dag.identity(dag.cost_cell(S, w)),
+        identity=lambda w: dag.identity(dag.cost_cell(S, w), dag.cost_cell(S, w).computed_key),
         limits=dag.limits(S),
     log:
         f"{R}/logs/cost/{{model}}/{{corpus}}/{{variant}}.log",

@@ -10,7 +10,7 @@ rule predict:
     params:
         suite=S.path,
         key=lambda w: cell(w).predict_key(w.eval),
-        identity=lambda w: dag.identity(cell(w), w.eval),
+        identity=lambda w: dag.identity(cell(w), cell(w).predict_key(w.eval), w.eval),
         limits=dag.limits(S),
     log:
         f"{R}/logs/predict/{{model}}/{{corpus}}/{{variant}}/seed{{seed}}/{{eval}}.log",
@@ -33,7 +33,7 @@ rule score:
     params:
         suite=S.path,
         key=lambda w: cell(w).score_key(w.eval),
-        identity=lambda w: dag.identity(cell(w), w.eval),
+        identity=lambda w: dag.identity(cell(w), cell(w).score_key(w.eval), w.eval),
         needs=lambda w, input: f"--needs {input[0]}" if w.variant != "majority" else "",
     log:
         f"{R}/logs/score/{{model}}/{{corpus}}/{{variant}}/seed{{seed}}/{{eval}}.log",

@@ -16,7 +16,7 @@ rule train:
     params:
         suite=S.path,
         key=lambda w: cell(w).key,
-        identity=lambda w: dag.identity(cell(w)),
+        identity=lambda w: dag.identity(cell(w), cell(w).key),
         limits=dag.limits(S),
     log:
         f"{R}/logs/train/{{model}}/{{corpus}}/{{variant}}/seed{{seed}}.log",
