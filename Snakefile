@@ -21,4 +21,4 @@ include: "workflow/rules/evidence.smk"
 rule all:
     default_target: True
     input:
-        f"{R}/summary.md",
+        f"{R}/complete",

@@ -12,41 +12,8 @@ from typing import ClassVar
 
 from harness.contract import Corpus, Labelled
 
+from ._glue import CLASSES, COLUMNS, glue_prompt
 from ._rows import carve, check_split, chosen, read_rows
-
-COLUMNS = {
-    "cola": ("sentence",),
-    "sst2": ("sentence",),
-    "mrpc": ("sentence1", "sentence2"),
-    "stsb": ("sentence1", "sentence2"),
-    "qqp": ("question1", "question2"),
-    "mnli": ("premise", "hypothesis"),
-    "qnli": ("question", "sentence"),
-    "rte": ("sentence1", "sentence2"),
-    "wnli": ("sentence1", "sentence2"),
-}
-CLASSES = {  # in the order of the label numbers
-    "cola": ("no", "yes"),
-    "sst2": ("negative", "positive"),
-    "mrpc": ("no", "yes"),
-    "stsb": (),
-    "qqp": ("no", "yes"),
-    "mnli": ("True", "Neither", "False"),
-    "qnli": ("yes", "no"),
-    "rte": ("True", "False"),
-    "wnli": ("False", "True"),
-}
-PROMPTS = {
-    "cola": "{0}\nQuestion: Does this sentence make sense?\nAnswer:",
-    "sst2": "{0}\nQuestion: Is this sentence positive or negative?\nAnswer:",
-    "mrpc": "Sentence 1: {0}\nSentence 2: {1}\nQuestion: Do both sentences mean the same thing?\nAnswer:",
-    "stsb": "Sentence 1: {0}\nSentence 2: {1}\nQuestion: How similar are the sentences, from 0.0 to 5.0?\nAnswer:",
-    "qqp": "Question 1: {0}\nQuestion 2: {1}\nQuestion: Do both questions ask the same thing?\nAnswer:",
-    "mnli": "{0}\nQuestion: {1} True, False or Neither?\nAnswer:",
-    "qnli": "{0}\n{1}\nQuestion: Does this response answer the question?\nAnswer:",
-    "rte": "{0}\nQuestion: {1} True or False?\nAnswer:",
-    "wnli": "{0}\nQuestion: {1} True or False?\nAnswer:",
-}
 
 
 @dataclass
@@ -78,7 +45,4 @@ class Glue(Corpus):
         return Labelled(texts[0] if len(texts) == 1 else tuple(texts), int(label) if self.classes else float(label))
 
     def prompt(self, example):
-        texts = [example.input] if isinstance(example.input, str) else list(example.input)
-        if self.task == "mnli":
-            texts[1] = texts[1].strip().removesuffix(".") + "."
-        return PROMPTS[self.task].format(*texts)
+        return glue_prompt(self.task, [example.input] if isinstance(example.input, str) else example.input)

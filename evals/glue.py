@@ -11,46 +11,15 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+from corpora._glue import CLASSES, COLUMNS, glue_prompt
 from corpora._rows import read_rows
 from harness.contract import Choices, Eval
 
 from ._classes import accuracy, class_grade, commonest_class_grades
 from ._rows import subsample
 
-COLUMNS = {
-    "cola": ("sentence",),
-    "sst2": ("sentence",),
-    "mrpc": ("sentence1", "sentence2"),
-    "stsb": ("sentence1", "sentence2"),
-    "qqp": ("question1", "question2"),
-    "mnli": ("premise", "hypothesis"),
-    "qnli": ("question", "sentence"),
-    "rte": ("sentence1", "sentence2"),
-    "wnli": ("sentence1", "sentence2"),
-}
-ANSWERS = {  # in the order of the label numbers
-    "cola": ("no", "yes"),
-    "sst2": ("negative", "positive"),
-    "mrpc": ("no", "yes"),
-    "stsb": ("0", "1", "2", "3", "4", "5"),
-    "qqp": ("no", "yes"),
-    "mnli": ("True", "Neither", "False"),
-    "qnli": ("yes", "no"),
-    "rte": ("True", "False"),
-    "wnli": ("False", "True"),
-}
-PROMPTS = {
-    "cola": "{0}\nQuestion: Does this sentence make sense?\nAnswer:",
-    "sst2": "{0}\nQuestion: Is this sentence positive or negative?\nAnswer:",
-    "mrpc": "Sentence 1: {0}\nSentence 2: {1}\nQuestion: Do both sentences mean the same thing?\nAnswer:",
-    "stsb": "Sentence 1: {0}\nSentence 2: {1}\nQuestion: How similar are the sentences, from 0.0 to 5.0?\nAnswer:",
-    "qqp": "Question 1: {0}\nQuestion 2: {1}\nQuestion: Do both questions ask the same thing?\nAnswer:",
-    "mnli": "{0}\nQuestion: {1} True, False or Neither?\nAnswer:",
-    "qnli": "{0}\n{1}\nQuestion: Does this response answer the question?\nAnswer:",
-    "rte": "{0}\nQuestion: {1} True or False?\nAnswer:",
-    "wnli": "{0}\nQuestion: {1} True or False?\nAnswer:",
-}
 SETS = {"mnli": {"matched": "validation_matched.jsonl", "mismatched": "validation_mismatched.jsonl"}}
+DIGITS = ("0", "1", "2", "3", "4", "5")  # that open a decoder's similarity
 METRICS = {
     "cola": ("matthews",),
     "mrpc": ("accuracy", "f1"),
@@ -85,8 +54,7 @@ class Glue(Eval):
     @property
     def floors(self) -> dict[str, float]:
         """Chance: equal shares for the classes, no correlation."""
-        chance = 100.0 / len(ANSWERS[self.task])
-        return {self.headline: chance if self.headline == "accuracy" else 0.0}
+        return {self.headline: 100.0 / len(CLASSES[self.task]) if self.headline == "accuracy" else 0.0}
 
     def items(self, data):
         """``set`` tells matched from mismatched genres; a source without the second set gives the first alone."""
@@ -106,12 +74,9 @@ class Glue(Eval):
     def requests(self, item, outputs=()):
         if outputs:
             return []
-        texts = list(item["texts"])
-        whole = texts[0] if len(texts) == 1 else tuple(texts)
-        if self.task == "mnli":
-            texts[1] = texts[1].strip().removesuffix(".") + "."
-        answers = tuple(f" {answer}" for answer in ANSWERS[self.task])
-        return [Choices(PROMPTS[self.task].format(*texts), answers, input=whole)]
+        texts = item["texts"]
+        answers = tuple(f" {answer}" for answer in CLASSES[self.task] or DIGITS)
+        return [Choices(glue_prompt(self.task, texts), answers, input=texts[0] if len(texts) == 1 else tuple(texts))]
 
     def grade(self, item, outputs):
         if self.task == "stsb":

@@ -79,6 +79,12 @@ class Case:
             method.initialize(model, TrainingProbe(trainer, lambda number: self.batches(2)[number % (ROWS // 2)]))
         return trainer
 
+    @functools.cached_property
+    def whole(self) -> tuple[Trainer, list[tuple[float, float]]]:
+        """One uninterrupted training and its numbers, for checks that only look at it."""
+        trainer = self.trainer()
+        return trainer, train(self, trainer)
+
     def batches(self, size: int = ROWS) -> list[data.MicroBatch]:
         """The same rows every step, in micro-batches of ``size``."""
         model = _base(self.family)
@@ -226,7 +232,7 @@ def counts(case: Case) -> str:
 
 def loss_falls(case: Case) -> str:
     """The loss on rows seen again and again falls."""
-    losses = [loss for loss, _ in train(case, case.trainer())]
+    losses = [loss for loss, _ in case.whole[1]]
     if not losses[-1] < losses[0]:
         raise AssertionError(f"the loss went from {losses[0]:.4f} to {losses[-1]:.4f} at learning rate {RATE:g}")
     return f"{losses[0]:.2f} to {losses[-1]:.2f}"
@@ -282,8 +288,7 @@ def bfloat16_base(case: Case) -> str:
 
 def delta_round_trips(case: Case) -> str:
     """What is saved after training, put into a freshly attached model, gives the same logits to the bit."""
-    trainer = case.trainer()
-    train(case, trainer)
+    trainer, _ = case.whole
     fresh = case.trainer(start=False)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "delta.safetensors"
@@ -307,8 +312,7 @@ def splits_into_micro_batches(case: Case) -> str:
 
 def resumes(case: Case) -> str:
     """Interrupted, saved, attached anew and restored, the training goes on to the same bits."""
-    whole = case.trainer()
-    numbers = train(case, whole)
+    whole, numbers = case.whole
     points = (1, 3, 6) if case.family == FAMILIES[0] else (STEPS // 2,)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "checkpoint.pt"
@@ -335,8 +339,8 @@ def _same_state(one: Trainer, other: Trainer, when: str) -> None:
 
 def repeats(case: Case) -> str:
     """The same seed gives the same training to the bit."""
-    one, two = case.trainer(), case.trainer()
-    if train(case, one) != train(case, two):
+    (one, numbers), two = case.whole, case.trainer()
+    if train(case, two) != numbers:
         raise AssertionError("two runs of one seed have different losses or norms")
     _same_state(one, two, "run twice")
     return ""

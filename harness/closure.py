@@ -15,7 +15,19 @@ from pathlib import Path
 from harness.plugins import ROOT, local_imports
 
 GRADING = frozenset(
-    {"grade", "aggregate", "majority", "version", "headline", "units", "lower_is_better", "floors", "label", "evals", "signatures"}
+    {
+        "grade",
+        "aggregate",
+        "majority",
+        "version",
+        "headline",
+        "units",
+        "lower_is_better",
+        "floors",
+        "label",
+        "evals",
+        "signatures",
+    }
 )
 BOOKKEEPING = frozenset(
     {

@@ -33,10 +33,11 @@ class Result:
 def run_checks(method: str, fields: dict, families: tuple[str, ...] = FAMILIES) -> Iterator[Result]:
     """Every check on every family. A check also fails when it changes global state or opens a connection."""
     for family in families:
+        case = Case(method, family, fields)
         for name, check in CHECKS.items():
             try:
                 with nothing_left_behind():
-                    status, detail = "ok", check(Case(method, family, fields))
+                    status, detail = "ok", check(case)
             except Skip as reason:
                 status, detail = "skip", str(reason)
             except AssertionError as error:

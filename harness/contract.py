@@ -162,6 +162,8 @@ class Method:
 
     changes_init: ClassVar[str | None] = None
     """The reason why logits after ``attach`` and ``initialize`` differ from the base model's, if they do."""
+    tiny: ClassVar[dict[str, Any]] = {}
+    """Hyper-parameters fit for the two-layer models of ``make check``, where the defaults are not."""
 
     def attach(self, model: nn.Module, run: Run) -> None:
         """Change the model's structure and set ``requires_grad`` on what trains. All parameters arrive frozen.

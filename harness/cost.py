@@ -35,7 +35,7 @@ def run(training: Training) -> dict:
 
     phases = Phases()
     timed = training.suite.limits["cost_steps"]
-    setup = build(training, phases, steps=WARM_STEPS + timed + 2)
+    setup = build(training, phases, at_least=WARM_STEPS + timed + 2)
     with phases("prepare"):
         setup.initialize()
     trainer = setup.trainer

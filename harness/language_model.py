@@ -18,7 +18,9 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor, nn
-from transformers import StoppingCriteria
+from torch.nn import functional as F
+from transformers import Cache, DynamicCache, StoppingCriteria
+from transformers.cache_utils import DynamicLayer
 
 from harness import data, models
 from harness.contract import Choices, Generate, Labelled, Reference, Request
@@ -27,6 +29,7 @@ from harness.seeds import Streams
 
 CHECKED_CONTEXTS, CHECKED_TOKENS = 4, 64  # of the comparison of the attached model with the merged one
 LIKELIHOOD_TOKENS = 32  # times the batch size: the most padded tokens of a likelihood's batch; more is slower on a CPU
+PREFILL_TOKENS = 1024  # padded tokens of the contexts that are read at a time before a batch is generated
 SEGMENT = 16  # generated tokens after which finished rows leave the batch
 
 
@@ -257,22 +260,49 @@ class _TrimmedHFLM(HFLM):
         """Generation that drops finished rows, and their part of the cache, every ``SEGMENT`` tokens."""
         rows, width = context.shape
         result = torch.full((rows, width + limit), settings["pad_token_id"], device=context.device)
-        counts = torch.zeros(rows, dtype=torch.long)
-        going, tokens, cache = torch.arange(rows), context, None
-        while len(going) and tokens.shape[1] < width + limit:
+        counts = torch.ones(rows, dtype=torch.long)
+        going = torch.arange(rows)
+        tokens, cache, done = self._first_tokens(context, mask, stop, settings)
+        while True:
+            result[going.to(context.device), : tokens.shape[1]] = tokens
+            left = torch.tensor([row for row, over in enumerate(done) if not over], dtype=torch.long)
+            going, kept = going[left], left.to(context.device)
+            if not len(going) or tokens.shape[1] == width + limit:
+                self.generated_tokens += counts.tolist()
+                return result
+            mask = F.pad(mask[kept], (0, tokens.shape[1] - mask.shape[1]), value=1)
+            cache.batch_select_indices(kept)
             stopper = self._stopper(stop, width, len(going))
             new = min(SEGMENT, width + limit - tokens.shape[1])
             asked = {"attention_mask": mask, "max_new_tokens": new, "stopping_criteria": [stopper]}
-            out = self.model.generate(tokens, past_key_values=cache, **asked, **settings)
-            result[going.to(result.device), : out.sequences.shape[1]] = out.sequences
+            out = self.model.generate(tokens[kept], past_key_values=cache, **asked, **settings)
             counts[going] = torch.tensor(stopper.tokens)
-            left = torch.tensor([row for row, done in enumerate(stopper.done) if not done], dtype=torch.long)
-            going, kept = going[left], left.to(context.device)
-            tokens, cache = out.sequences[kept], out.past_key_values
-            mask = torch.nn.functional.pad(mask[kept], (0, tokens.shape[1] - mask.shape[1]), value=1)
-            cache.batch_select_indices(kept)
-        self.generated_tokens += counts.tolist()
-        return result
+            tokens, cache, done = out.sequences, out.past_key_values, stopper.done
+
+    def _first_tokens(
+        self, context: Tensor, mask: Tensor, stop: list[str], settings: dict[str, Any]
+    ) -> tuple[Tensor, Cache, list[bool]]:
+        """(context with one more token, cache of the context, rows that are over): a few rows of like length at a time.
+
+        Rows come longest first and padded on the left, so each part is read without the padding that it does not need.
+        A cache that forgets (sliding windows) is not put together from parts.
+        """
+        rows, width = context.shape
+        layers = DynamicCache(config=self.model.config).layers
+        room = PREFILL_TOKENS if all(type(layer) is DynamicLayer for layer in layers) else rows * width
+        lengths = mask.sum(1).tolist()
+        sequences, caches, done = [], [], []
+        while len(done) < rows:
+            longest = max(lengths[len(done) :])
+            part = slice(len(done), len(done) + max(1, room // longest))
+            ids, own = context[part, width - longest :], mask[part, width - longest :]
+            stopper = self._stopper(stop, longest, len(ids))
+            asked = {"attention_mask": own, "max_new_tokens": 1, "stopping_criteria": [stopper]}
+            out = self.model.generate(ids, **asked, **settings)
+            sequences.append(torch.cat([context[part], out.sequences[:, longest:]], dim=1))
+            caches.append(out.past_key_values)
+            done += stopper.done
+        return torch.cat(sequences), caches[0] if len(caches) == 1 else _joined(caches, width), done
 
     def _stopper(self, stop: list[str], start: int, rows: int) -> _StopAtText:
         ends = self.model.generation_config.eos_token_id
@@ -300,6 +330,19 @@ class _StopAtText(StoppingCriteria):
                 self.tokens[row] = new.shape[1]
                 self.done[row] = newest[row] in self.ends or any(stop in tail for stop in self.stops)
         return torch.tensor(self.done, device=input_ids.device)
+
+
+def _joined(caches: Sequence[Cache], width: int) -> Cache:
+    """One cache of all rows, each part's keys and values (rows, heads, length, size) padded on the left to ``width``."""
+    joined = DynamicCache()
+    for number in range(len(caches[0].layers)):
+        layers = [cache.layers[number] for cache in caches]
+        parts = (
+            torch.cat([F.pad(tensor, (0, 0, width - tensor.shape[-2], 0)) for tensor in tensors])
+            for tensors in ([layer.keys for layer in layers], [layer.values for layer in layers])
+        )
+        joined.update(*parts, number)
+    return joined
 
 
 def _group(asked: Asked) -> tuple:

@@ -1,4 +1,4 @@
-"""The loss of a micro-batch: summed over its supervised targets, in float32. Logits exist only where the loss looks.
+"""The loss of a micro-batch: summed over its supervised targets, in float32 or better. Logits exist only where the loss looks.
 
 Computing all logits of a decoder costs 2 * hidden * vocabulary FLOPs a token forward and twice that backward: a fifth
 of SmolLM2-135M. A pre-hook on the output embedding hands it just the positions that have a target; whatever the
@@ -58,9 +58,10 @@ def loss_sum(
         head.positions = None
     if batch.positions is not None and logits.shape[:-1].numel() != len(batch.targets):  # head not hooked: pick here
         logits = logits.reshape(-1, logits.shape[-1]).index_select(0, batch.positions)
-    logits = logits.reshape(-1, logits.shape[-1]).float()
+    logits = logits.reshape(-1, logits.shape[-1])
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if batch.targets.is_floating_point():
-        return F.mse_loss(logits.squeeze(-1), batch.targets, reduction="sum")
+        return F.mse_loss(logits.squeeze(-1), batch.targets.to(logits.dtype), reduction="sum")
     return F.cross_entropy(logits, batch.targets, reduction="sum")
 
 

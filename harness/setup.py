@@ -103,8 +103,8 @@ def labels(corpus: object, architecture: str) -> int | None:
     return len(corpus.classes) or 1
 
 
-def build(training: Training, phases: Phases, steps: int | None = None) -> Setup:
-    """Load, attach and encode. ``steps`` replaces the protocol's number of steps (stage cost)."""
+def build(training: Training, phases: Phases, at_least: int = 0) -> Setup:
+    """Load, attach and encode, for the protocol's number of steps or ``at_least`` so many (stage cost)."""
     protocol = training.protocol
     device = choose_device(protocol["threads"])
     streams = Streams(training.seed, protocol["streams"])
@@ -118,11 +118,8 @@ def build(training: Training, phases: Phases, steps: int | None = None) -> Setup
         rows = {
             split: _rows(training, corpus, tokenizer, models.kind(model), split) for split in ("train", "validation")
         }
-        total = (
-            steps
-            or protocol["steps"]
-            or max(1, round(protocol["epochs"] * len(rows["train"]) / protocol["batch_size"]))
-        )
+        passes = round(protocol["epochs"] * len(rows["train"]) / protocol["batch_size"])
+        total = max(1, protocol["steps"] or passes, at_least)
         order = data.order(
             [row.length for row in rows["train"]],
             total,
@@ -135,8 +132,7 @@ def build(training: Training, phases: Phases, steps: int | None = None) -> Setup
         if protocol["activation_checkpointing"]:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     trainer = Trainer(model, method, protocol, streams, total, head)
-    pad = getattr(tokenizer, "pad_token_id", None) or getattr(tokenizer, "eos_token_id", None) or 0
-    return Setup(training, trainer, rows, order, pad)
+    return Setup(training, trainer, rows, order, models.padding_id(tokenizer))
 
 
 def attach(model: torch.nn.Module, method: object, total: int, dtype: torch.dtype, streams: Streams) -> list:
@@ -149,9 +145,18 @@ def attach(model: torch.nn.Module, method: object, total: int, dtype: torch.dtyp
     for _, parameter in head:
         parameter.requires_grad_(True)
     for parameter in model.parameters():
-        if parameter.requires_grad and parameter.dtype != torch.float32:
-            parameter.data = parameter.data.float()
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
+    if head and dtype == torch.bfloat16:
+        _cast_inputs(model, {id(parameter) for _, parameter in head})
     return head
+
+
+def _cast_inputs(model: torch.nn.Module, head: set[int]) -> None:
+    """A float32 head on a bfloat16 base: its modules take their inputs in float32."""
+    for module in model.modules():
+        if any(id(parameter) in head for parameter in module.parameters(recurse=False)):
+            module.register_forward_pre_hook(lambda _, inputs: tuple(x.float() for x in inputs))
 
 
 def _rows(training: Training, corpus, tokenizer, kind: str, split: str) -> list[data.Row]:

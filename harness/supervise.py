@@ -145,15 +145,36 @@ class Supervisor:
             yield lock
 
     def _adopt(self) -> bool:
-        """Whether the record is there already, with this key: another process made it while we waited."""
+        """Whether the record is there already, with this key: another process made it while we waited, or an earlier run
+        whose Snakemake was killed before it took note, and which therefore deleted the record before this run."""
         key = self.options.identity.get("key")
-        if key is None or not self.options.record.is_file():
+        if key is None:
             return False
-        with contextlib.suppress(ValueError):
+        if not self.options.record.is_file():
+            self._restore_kept(key)
+        with contextlib.suppress(ValueError, OSError):
             if records.read(self.options.record).get("key") == key:
                 self.say(f"{self.options.record} is there already, with the same key: taken as it is")
                 return True
         return False
+
+    def _keep(self, content: dict) -> None:
+        """Hold on to a good record under a second name, which Snakemake does not know and so does not delete."""
+        if content.get("status") == "ok" and self.options.identity.get("key"):
+            kept = kept_name(self.options.record)
+            kept.unlink(missing_ok=True)
+            os.link(self.options.record, kept)
+
+    def _restore_kept(self, key: str) -> None:
+        """Put a kept record back: same key, later than all that it needs, its large files as it says."""
+        kept = kept_name(self.options.record)
+        with contextlib.suppress(ValueError, OSError):
+            content = records.read(kept)
+            later = all(kept.stat().st_mtime_ns >= need.stat().st_mtime_ns for need in self.options.needs)
+            files = content.get("files", {}).values()
+            whole = all((self.options.record.parent / f["file"]).stat().st_size == f["bytes"] for f in files)
+            if content.get("key") == key and later and whole:
+                os.link(kept, self.options.record)
 
     def _failed_need(self) -> str | None:
         """Why the stage need not start: "train oom: ...". A need that was skipped itself passes its own reason on."""
@@ -283,6 +304,7 @@ class Supervisor:
             content = {}  # an asset's record is not of the schema
         content = {"stage": self.options.stage, **content}
         with contextlib.suppress(OSError):  # what is done is done, even if it cannot be told
+            self._keep(content)
             if self.results:
                 progress.note(self.results, self.options.record, content, seconds)
             where = self.results or self.options.record.parent.parent
@@ -343,6 +365,11 @@ class Supervisor:
         except OSError:
             return ""
         return "".join(f"\n    {each}" for each in text.rstrip().splitlines()[-lines:])
+
+
+def kept_name(record: Path) -> Path:
+    """The second name of a good record."""
+    return record.with_name(f".{record.name}.kept")
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

@@ -44,26 +44,41 @@ class _RotatedLinear(Adapter):
         return self.base(torch.bmm(runs, R).transpose(0, 1).reshape(x.shape))
 
 
+class _Cayley(torch.autograd.Function):
+    """R = (I - S)(I + S)^-1 of (..., b, b); dS = -(I + R)^T dR (I + R)^T / 2, which needs no second solve."""
+
+    @staticmethod
+    def forward(ctx, S: Tensor) -> Tensor:
+        eye = torch.eye(S.shape[-1], dtype=S.dtype, device=S.device)
+        R = torch.linalg.solve_ex(eye + S, eye - S)[0]  # the two factors commute
+        ctx.save_for_backward(R)
+        return R
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        (R,) = ctx.saved_tensors
+        left = (R + torch.eye(R.shape[-1], dtype=R.dtype, device=R.device)).mT
+        return left @ gradient @ left / -2
+
+
 def _rotations(parameters: Sequence[Tensor]) -> Tensor:
     """(runs of all layers, reach, reach): the blocks of R, from each layer's Q: (m, in / block, block, block)."""
     m, _, block, _ = parameters[0].shape
     Q = torch.cat([q.unflatten(1, (-1, 1 << (m - 1))) for q in parameters], dim=1)  # (m, runs, blocks of a run, b, b)
-    S = (Q - Q.mT) / 2
-    eye = torch.eye(block, dtype=S.dtype, device=S.device)
-    factors = torch.linalg.solve_ex(eye + S, eye - S)[0]  # I - S and (I + S)^-1 commute
+    factors = _Cayley.apply((Q - Q.mT) / 2)
     reach = block << (m - 1)
-    product = torch.eye(reach, dtype=S.dtype, device=S.device).expand(S.shape[1], reach, reach)
-    for i in reversed(range(m)):
-        product = _rotate(product, factors[i], i)
-    return product
+    transposed = torch.eye(reach, dtype=Q.dtype, device=Q.device).expand(Q.shape[1], reach, reach)
+    for i in reversed(range(m)):  # R^T = F_0^T F_1^T ... : rows move as whole half-blocks, so that little is copied
+        transposed = _rotate(transposed, factors[i], i)
+    return transposed.mT
 
 
-def _rotate(rows: Tensor, factor: Tensor, i: int) -> Tensor:
-    """rows @ F_i for rows: (runs, n, reach) and F_i's blocks: (runs, blocks of a run, b, b)."""
+def _rotate(columns: Tensor, factor: Tensor, i: int) -> Tensor:
+    """F_i^T @ columns for columns: (runs, reach, n) and F_i's blocks: (runs, blocks of a run, b, b)."""
     half = factor.shape[-1] // 2
-    paired = rows.unflatten(2, (-1, 2, 1 << i, half)).transpose(3, 4).flatten(4).flatten(2, 3)
-    turned = torch.einsum("rnkb,rkbc->rnkc", paired, factor)
-    return turned.unflatten(3, (2, half)).unflatten(2, (-1, 1 << i)).transpose(3, 4).flatten(2)
+    paired = columns.unflatten(1, (-1, 2, 1 << i, half)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
+    turned = factor.mT @ paired  # (runs, blocks, b, n)
+    return turned.unflatten(2, (2, half)).unflatten(1, (-1, 1 << i)).transpose(2, 3).flatten(1, 4)
 
 
 @dataclass

@@ -12,7 +12,7 @@ import pytest
 from tests.dag import SUITE, Project
 
 CELL = "runs/tiny-llama/generated-labels"
-EVIDENCE = ("collected", "tables", "figures", "notebooks", "summary", "plan")
+EVIDENCE = ("collected", "tables", "figures", "notebooks", "summary", "plan", "complete")
 
 
 def cells(plan: set[str], name: str) -> set[str]:
@@ -67,7 +67,7 @@ def test_touching_every_file_changes_nothing(finished):
 
 
 def test_editing_a_method_runs_exactly_its_trainings(finished):
-    finished.edit("methods/lora.py", "\n\n", "\n\nUNUSED = 1\n\n")
+    finished.edit("methods/lora.py", "\n@dataclass\n", "\nUNUSED = 1\n\n\n@dataclass\n")
     assert cells(finished.plan(), "train.json") == {"lora-r2/seed0", "lora-r2/seed1"}
 
 
@@ -117,7 +117,7 @@ def test_changing_a_plot_trains_nothing(finished):
 
 
 def test_pinned_code_keeps_paid_runs(finished):
-    finished.edit("methods/lora.py", "\n\n", "\n\nUNUSED = 1\n\n")
+    finished.edit("methods/lora.py", "\n@dataclass\n", "\nUNUSED = 1\n\n\n@dataclass\n")
     assert cells(finished.plan(), "train.json") == {"lora-r2/seed0", "lora-r2/seed1"}
     assert not below_runs(finished.plan("code=pinned"))
 

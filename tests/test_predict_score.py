@@ -11,7 +11,7 @@ import types
 import pytest
 import torch
 
-from harness import predict, record, score, train
+from harness import language_model, predict, record, score, train
 from harness.cells import predict_record, score_record, train_record
 from harness.contract import Choices, Generate, NotMergeable, Reference
 from harness.failures import UserError
@@ -88,7 +88,9 @@ def test_likelihoods_equal_stock(family):
 
 @pytest.mark.parametrize("family", DECODERS)
 @pytest.mark.parametrize("stops", [("e", "\n"), ("never to be met",)])
-def test_generations_equal_stock(family, stops):
+@pytest.mark.parametrize("prefill", [1024, 50])
+def test_generations_equal_stock(family, stops, prefill, monkeypatch):
+    monkeypatch.setattr(language_model, "PREFILL_TOKENS", prefill)
     model, tokenizer = tiny_model(family)
     settings = {"until": list(stops), "max_gen_toks": 40, "do_sample": False}
     arguments = [(context, settings) for context in CONTEXTS]
@@ -97,6 +99,19 @@ def test_generations_equal_stock(family, stops):
     outputs = answers(replies, ask([Generate(context, stops, 40) for context in CONTEXTS]))
     assert [out["texts"][0] for out in outputs] == expected
     assert all(1 <= out["tokens"][0] <= 40 for out in outputs)
+
+
+def test_a_sliding_window_is_generated_whole(monkeypatch):
+    monkeypatch.setattr(language_model, "PREFILL_TOKENS", 50)
+    sliding = {"use_sliding_window": True, "sliding_window": 8, "layer_types": ["sliding_attention"] * 2}
+    model, tokenizer = tiny_model("qwen2", **sliding)
+    settings = {"until": ["never"], "max_gen_toks": 20, "do_sample": False}
+    arguments = [(context, settings) for context in CONTEXTS]
+    expected = stock(model, tokenizer).generate_until(instances("generate_until", arguments), disable_tqdm=True)
+    outputs = answers(
+        answerer(model, tokenizer, "causal", PROTOCOL, Streams(0)), ask([Generate(c, ("never",), 20) for c in CONTEXTS])
+    )
+    assert [out["texts"][0] for out in outputs] == expected
 
 
 def test_a_seq2seq_model_generates_as_many_tokens_as_asked_for():
@@ -137,7 +152,7 @@ def test_finished_rows_leave_the_batch_and_tokens_are_counted_to_the_stop():
     outputs = answers(replies, ask([Generate(context, ("\n",), 40) for context in ("a", "bb", "ccc", "dddd")]))
     assert [out["texts"][0] for out in outputs] == ["a" * 2, "b" * 30, "c" * 40, "d" * 2]
     assert [out["tokens"][0] for out in outputs] == [3, 31, 40, 3]  # with the token that ended it, or up to the limit
-    assert rows == [4] * 16 + [2] * 16 + [1] * 8
+    assert rows == [4] * 17 + [2] * 16 + [1] * 7
 
 
 def test_a_model_may_end_in_several_tokens():
