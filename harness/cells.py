@@ -17,7 +17,7 @@ from harness.plugins import ROOT, find_plugin
 if TYPE_CHECKING:
     from harness.suite import Suite
 
-PREDICTING = ("precision", "eval_batch_size", "threads")
+PREDICTING = ("precision", "eval_batch_size", "threads", "max_length", "streams")
 """Fields of the protocol that predictions depend on, besides the training."""
 
 

@@ -338,6 +338,10 @@ class Eval:
         """Corpus-level metrics from the grades; pure, called by every bootstrap."""
         raise TypeError(f"{type(self).__name__} must define aggregate(grades)")
 
+    def signatures(self) -> dict[str, str]:
+        """What a reader needs to repeat a metric, by name: sacreBLEU's signature, the sandbox's level."""
+        return {}
+
     def majority(self, train: Sequence[Example], items: Sequence[dict]) -> list[dict] | None:
         """Grades of always answering the training data's commonest class, item by item; None: the eval has no such row."""
         return None

@@ -84,8 +84,7 @@ def _as_completion(example: Example, corpus: Corpus) -> tuple[str, str]:
 
 def _completion(prompt: str, completion: str, tokenizer: Any, max_length: int) -> Row:
     """Tokens of prompt + completion encoded as one text, as lm-evaluation-harness scores it; then the end of text."""
-    whole = tokenizer(prompt + completion, add_special_tokens=False)["input_ids"]
-    start = len(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+    whole, start = _tokens(prompt + completion, tokenizer), len(_tokens(prompt, tokenizer))
     start = max(1, min(start, len(whole) - 1))  # a decoder predicts nothing before its first token
     whole = [*whole, tokenizer.eos_token_id]
     over = max(0, len(whole) - max_length)
@@ -95,6 +94,12 @@ def _completion(prompt: str, completion: str, tokenizer: Any, max_length: int) -
     if first >= len(ids):
         raise ValueError(f"max_length {max_length} leaves no room for the completion")
     return Row(ids, [IGNORE] * first + ids[first:], cut=over > 0)
+
+
+def _tokens(text: str, tokenizer: Any) -> list[int]:
+    """Token ids with what the tokenizer puts before a text (Llama's begin token), without an end token after it."""
+    ids = tokenizer(text)["input_ids"]
+    return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
 
 
 def _conversation(example: Conversation, tokenizer: Any, max_length: int) -> Row:

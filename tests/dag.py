@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -46,8 +47,8 @@ FOLDERS = (
 class Project:
     """The copy; ``run`` and ``plan`` call Snakemake in it as a user would."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, suite: str = "mini"):
+        self.folder, self.suite = folder, suite
         for name in FOLDERS:
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "Snakefile", folder)
@@ -64,7 +65,7 @@ class Project:
         path.write_text(text.replace(old, new, 1))
 
     def command(self, *more: str) -> list[str]:
-        return [sys.executable, "-m", "snakemake", "--cores", "2", *more, "--config", "suite=mini"]
+        return [sys.executable, "-m", "snakemake", "--cores", "2", *more, "--config", f"suite={self.suite}"]
 
     def run(self, *more: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess:
         done = subprocess.run(
@@ -98,7 +99,7 @@ class Project:
     def records(self) -> dict[str, bytes]:
         return {
             str(p.relative_to(self.folder)): p.read_bytes()
-            for p in sorted(self.folder.glob("results/mini/runs/**/*.json"))
+            for p in sorted(self.folder.glob(f"results/{self.suite}/runs/**/*.json"))
         }
 
     def start(self) -> subprocess.Popen:
@@ -122,3 +123,17 @@ class Project:
                         os.kill(int(entry.name), signal.SIGKILL)
                 except OSError:
                     continue
+
+
+def same_results(one: Project, other: Project) -> None:
+    """Losses, predictions and scores of two runs are equal to the last bit."""
+    first, second = one.records(), other.records()
+    assert first.keys() == second.keys()
+    for name in first:
+        a, b = json.loads(first[name]), json.loads(second[name])
+        assert (a["status"], a["key"]) == (b["status"], b["key"]), name
+        for field in ("loss", "metrics", "tokens", "steps"):
+            assert a.get(field) == b.get(field), (name, field)
+        for file, entry in (a.get("files") or {}).items():
+            if file != "curves":  # their seconds differ
+                assert entry["sha256"] == b["files"][file]["sha256"], (name, file)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import time
 
 import pytest
 
-from tests.dag import SUITE, Project
+from tests.dag import SUITE, Project, same_results
 
 CELL = "runs/tiny-llama/generated-labels"
+EDITED = ("methods", "evals", "evidence", "config")
 EVIDENCE = ("collected", "tables", "figures", "notebooks", "summary", "plan", "complete")
 
 
@@ -35,10 +35,10 @@ def project(tmp_path_factory):
 @pytest.fixture
 def finished(project):
     """The finished project, its files restored afterwards."""
-    kept = {p: p.read_bytes() for folder in ("methods", "evals", "evidence", "config") for p in (project.folder / folder).glob("*")
-            if p.is_file()}  # fmt: skip
+    files = [p for name in EDITED for p in (project.folder / name).glob("*") if p.is_file()]
+    kept = {path: path.read_bytes() for path in files}
     yield project
-    for folder in ("methods", "evals", "evidence", "config"):
+    for folder in EDITED:
         for path in (project.folder / folder).glob("*"):
             if path.is_file() and path not in kept:
                 path.unlink()
@@ -135,20 +135,6 @@ def test_a_typo_ends_at_once_with_one_clear_message(finished, changes, message):
     done = finished.run("-n", check=False)
     assert done.returncode != 0 and "Traceback" not in done.stderr
     assert message in done.stderr
-
-
-def same_results(one: Project, other: Project) -> None:
-    """Losses, predictions and scores of two runs are equal to the last bit."""
-    first, second = one.records(), other.records()
-    assert first.keys() == second.keys()
-    for name in first:
-        a, b = json.loads(first[name]), json.loads(second[name])
-        assert (a["status"], a["key"]) == (b["status"], b["key"]), name
-        for field in ("loss", "metrics", "tokens", "steps"):
-            assert a.get(field) == b.get(field), (name, field)
-        for file, entry in (a.get("files") or {}).items():
-            if file != "curves":  # their seconds differ
-                assert entry["sha256"] == b["files"][file]["sha256"], (name, file)
 
 
 @pytest.mark.parametrize("attempt", range(3))

@@ -68,14 +68,14 @@ def test_the_key_follows_what_determines_the_result_and_nothing_else(tmp_path):
         ({"protocol": {"steps": -1}}, "protocol.steps: -1 is less than the minimum of 0"),
         ({"protocol": {"step": 1}}, "unknown key 'step'. Did you mean 'steps'"),
         ({"variants": {"full": {"method": "ful"}, "lora-r4": {"method": "lora"}}}, "no method 'ful'.*Did you mean full"),
-        ({"variants": {"full": {"method": "full"}, "lora-r4": {"method": "lora", "rnak": 4}}}, "no field 'rnak'. Did you mean 'rank'"),
+        ({"variants": {"full": {"method": "full"}, "lora-r4": {"method": "lora", "rnak": 4}}}, "'rnak'. Did you mean 'rank'"),
         ({"grid": [{**BASE["grid"][0], "models": ["tiny-lama"]}]}, "model 'tiny-lama' is not known. Did you mean 'tiny-llama'"),
         ({"grid": [{**BASE["grid"][0], "corpora": ["generated-label"]}]}, "no corpus 'generated-label'"),
         ({"grid": [{**BASE["grid"][0], "variants": ["lora"]}]}, "variant 'lora' is not known"),
         ({"grid": [{**BASE["grid"][0], "seeds": []}]}, "grid.0.seeds"),
         ({"overrides": [{"when": {"variant": "full"}, "set": {"protocol.steps": 5}}]}, "belongs to the protocol"),
         ({"overrides": [{"when": {"corpus": "x"}, "set": {"steps": 5}}]}, "should begin with 'protocol.' or 'variant.'"),
-        ({"overrides": [{"when": {}, "set": {"protocol.stepz": 5}}]}, "protocol field 'stepz' is not known. Did you mean 'steps'"),
+        ({"overrides": [{"when": {}, "set": {"protocol.stepz": 5}}]}, "'stepz' is not known. Did you mean 'steps'"),
     ],
 )  # fmt: skip
 def test_a_wrong_suite_is_refused_in_one_clear_sentence(tmp_path, changes, message):
@@ -108,13 +108,32 @@ def test_catalogue_knows_every_asset():
                 assert asset in suites.catalogue()["data"], f"{kind}/{name}: {asset}"
 
 
+EVAL_FILE = """
+import json
+
+LIMIT = 3
+
+
+def count(x):
+    return x
+
+
+class X:
+    def grade(self, a):
+        return count(a)
+
+    def items(self):
+        return LIMIT
+"""
+
+
 def test_comments_and_docstrings_do_not_change_code(tmp_path, monkeypatch):
     import harness.closure as closure
 
     monkeypatch.setattr(closure, "ROOT", tmp_path)
     file = tmp_path / "evals" / "x.py"
     file.parent.mkdir()
-    text = "import json\n\nLIMIT = 3\n\ndef count(x):\n    return x\n\nclass X:\n    def grade(self, a):\n        return count(a)\n    def items(self):\n        return LIMIT\n"
+    text = EVAL_FILE
     file.write_text(text)
     whole, bare = code_hash([file]), code_hash([file], grading=False)
     file.write_text('"""Docs."""\n' + text.replace("return LIMIT", "return LIMIT  # why"))
