@@ -44,6 +44,7 @@ BOOKKEEPING = frozenset(
         "progress",
         "provenance",
         "record",
+        "rows",
         "sources",
         "suite",
     }

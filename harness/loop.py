@@ -35,6 +35,7 @@ class State:
     supervised_tokens: int = 0
     total_tokens: int = 0
     trained: list[str] = field(default_factory=list)  # parameters that have trained at any time
+    validations: list[list[float]] = field(default_factory=list)  # [step, mean loss per target]
     first_loss: float | None = None
     last_loss: float | None = None
 

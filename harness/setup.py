@@ -28,7 +28,6 @@ class Setup:
         self.training, self.trainer, self.rows, self.order, self.pad = training, trainer, rows, order, pad
         self.kind = models.kind(trainer.model)
         self.base = base_folder(training.model)
-        self.validations: list[list[float]] = []
         self.tokens_probed = 0
         self.seconds_aside = 0.0  # within the train phase, spent on validation and checkpoints
         self._validation: list[data.MicroBatch] | None = None
@@ -62,7 +61,7 @@ class Setup:
         with phases("validate"), SupervisedLogits(self.trainer.model) as logits:
             self.trainer.restore_hook()
             loss = validation_loss(self.trainer.model, self._validation, logits, self.trainer.autocast)
-        self.validations.append([self.trainer.state.step, loss])
+        self.trainer.state.validations.append([self.trainer.state.step, loss])
         curve.validation(self.trainer.state.step, loss)
 
     def facts(self) -> dict:

@@ -141,7 +141,11 @@ def run(training: Training) -> dict:
         **setup.facts(),
         "phases": phases.record,
         "memory": {"rss_peak_bytes": rss_peak_bytes()},
-        "loss": {"first": trainer.state.first_loss, "last": trainer.state.last_loss, "validation": setup.validations},
+        "loss": {
+            "first": trainer.state.first_loss,
+            "last": trainer.state.last_loss,
+            "validation": trainer.state.validations,
+        },
         "instrument_seconds": curve.overhead,
         "files": {
             p.stem: record.file_entry(p) for p in (folder / "curves.jsonl", folder / "delta.safetensors") if p.exists()
