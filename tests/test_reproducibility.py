@@ -42,13 +42,16 @@ def same(one, other):
     return all(torch.equal(value, other[name]) for name, value in one.items())
 
 
+def rows_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def losses(setup, tmp_path):
     from harness.loop import run_steps
 
-    setup.trainer.curve = Curve(tmp_path / f"{time.monotonic_ns()}.jsonl")
-    run_steps(setup.trainer, setup.micro_batches, setup.trainer.curve)
-    rows = map(json.loads, open(setup.trainer.curve.file.name, encoding="utf-8"))
-    return [row["loss"] for row in rows if "loss" in row]
+    path = tmp_path / f"{time.monotonic_ns()}.jsonl"
+    run_steps(setup.trainer, setup.micro_batches, Curve(path))
+    return [row["loss"] for row in rows_of(path) if "loss" in row]
 
 
 def test_the_same_seed_gives_the_same_losses_and_another_seed_others(tmp_path):
@@ -104,6 +107,6 @@ def test_sigterm_in_mid_training_checkpoints_and_resumes_bit_for_bit(tmp_path):
     one, other = (json.loads((p.folder / cell / "train.json").read_text()) for p in (whole, parts))
     assert one["loss"] == other["loss"] and one["tokens"] == other["tokens"]
     assert one["files"]["delta"]["sha256"] == other["files"]["delta"]["sha256"]
-    curves = [[json.loads(line) for line in open(p.folder / cell / "curves.jsonl")] for p in (whole, parts)]
+    curves = [rows_of(p.folder / cell / "curves.jsonl") for p in (whole, parts)]
     kept = [[{k: v for k, v in row.items() if k not in ("seconds", "rss_bytes")} for row in rows] for rows in curves]
     assert kept[0] == kept[1]

@@ -21,10 +21,19 @@ rule train:
     log:
         f"{R}/logs/train/{{model}}/{{corpus}}/{{variant}}/seed{{seed}}.log",
     threads: lambda w: cell(w).protocol["threads"] if cell(w).trains else 1
-    priority: lambda w: 0
     resources:
         gpu=lambda w: int(cell(w).trains),
     retries: 2
     shell:
         "python -m harness.supervise train --record {output} --log {log} --threads {threads} {params.limits}"
         " --identity {params.identity:q} -- " + CELL + " --seed {wildcards.seed} --replace"
+
+
+# The first corpus of a suite goes before the others, so that its table is there early.
+use rule train as train_first with:
+    output:
+        f"{R}/runs/{{model}}/{{corpus,{dag.corpora(S)[0]}}}/{{variant}}/seed{{seed}}/train.json",
+    priority: 10
+
+
+ruleorder: train_first > train
