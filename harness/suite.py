@@ -99,9 +99,10 @@ class Suite:
     def costs(self) -> list[Training]:
         """One training per (model, corpus, variant) to be measured alone: its lowest seed."""
         chosen: dict[tuple, Training] = {}
-        wanted = self.raw.get("cost", {}).get("corpora")
+        only = self.raw.get("cost", {})
         for t in self.trainings:
-            if t.trains and (wanted is None or t.corpus in wanted):
+            wanted = t.corpus in only.get("corpora", [t.corpus]) and t.variant in only.get("variants", [t.variant])
+            if t.trains and wanted:
                 chosen.setdefault((t.model, t.corpus, t.variant), t)
         return list(chosen.values())
 
