@@ -15,7 +15,7 @@ rule predict:
     log:
         f"{R}/logs/predict/{{model}}/{{corpus}}/{{variant}}/seed{{seed}}/{{eval}}.log",
     threads: lambda w: cell(w).protocol["threads"]
-    priority: 20
+    priority: 5
     resources:
         gpu=1,
     retries: 2
@@ -23,6 +23,16 @@ rule predict:
         "python -m harness.supervise predict --record {output} --log {log} --threads {threads} {params.limits}"
         " --needs {input.train} --identity {params.identity:q} -- "
         + CELL + " --seed {wildcards.seed} --eval {wildcards.eval}"
+
+
+# As in train.smk: the first corpus's cells are answered at once.
+use rule predict as predict_first with:
+    output:
+        f"{R}/runs/{{model}}/{{corpus,{dag.corpora(S)[0]}}}/{{variant}}/seed{{seed}}/{{eval}}/predict.json",
+    priority: 20
+
+
+ruleorder: predict_first > predict
 
 
 rule score:
