@@ -13,7 +13,11 @@ STATUSES = ("ok", "diverged", "oom", "timeout", "error", "skipped", "judge_pendi
 
 
 def write(path: Path, record: dict) -> None:
-    """Write ``record`` to ``path``: temporary name, flush to disk, rename. A reader sees all of it or none."""
+    """Write ``record`` to ``path``: temporary name, flush to disk, rename. A reader sees all of it or none.
+
+    A good record of a keyed cell gets its second name first (``kept_name``), so that there is no moment at which it
+    exists and could be lost.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if record.get("status") not in STATUSES:
@@ -24,7 +28,18 @@ def write(path: Path, record: dict) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
+    if record["status"] == "ok" and record.get("key"):
+        second = temporary.with_name(temporary.name + ".kept")
+        second.unlink(missing_ok=True)
+        os.link(temporary, second)
+        os.replace(second, kept_name(path))
     os.replace(temporary, path)
+
+
+def kept_name(path: Path) -> Path:
+    """The second name of a good record. Snakemake does not know it: when it was killed before it took note of a record it
+    deletes the record, and ``harness.supervise`` puts it back from here."""
+    return path.with_name(f".{path.name}.kept")
 
 
 def read(path: Path) -> dict:

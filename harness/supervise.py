@@ -158,16 +158,9 @@ class Supervisor:
                 return True
         return False
 
-    def _keep(self, content: dict) -> None:
-        """Hold on to a good record under a second name, which Snakemake does not know and so does not delete."""
-        if content.get("status") == "ok" and self.options.identity.get("key"):
-            kept = kept_name(self.options.record)
-            kept.unlink(missing_ok=True)
-            os.link(self.options.record, kept)
-
     def _restore_kept(self, key: str) -> None:
         """Put a kept record back: same key, later than all that it needs, its large files as it says."""
-        kept = kept_name(self.options.record)
+        kept = records.kept_name(self.options.record)
         with contextlib.suppress(ValueError, OSError):
             content = records.read(kept)
             later = all(kept.stat().st_mtime_ns >= need.stat().st_mtime_ns for need in self.options.needs)
@@ -304,7 +297,6 @@ class Supervisor:
             content = {}  # an asset's record is not of the schema
         content = {"stage": self.options.stage, **content}
         with contextlib.suppress(OSError):  # what is done is done, even if it cannot be told
-            self._keep(content)
             if self.results:
                 progress.note(self.results, self.options.record, content, seconds)
             where = self.results or self.options.record.parent.parent
@@ -365,11 +357,6 @@ class Supervisor:
         except OSError:
             return ""
         return "".join(f"\n    {each}" for each in text.rstrip().splitlines()[-lines:])
-
-
-def kept_name(record: Path) -> Path:
-    """The second name of a good record."""
-    return record.with_name(f".{record.name}.kept")
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
