@@ -10,6 +10,7 @@ from harness import cells
 from harness.closure import code_hash
 from harness.failures import UserError
 from harness.plugins import ROOT, find_plugin
+from harness.processes import has_gpu
 from harness.suite import Suite, Training, catalogue, load_suite
 
 
@@ -61,6 +62,11 @@ def limits(loaded: Suite) -> str:
     options = [f"--memory-mb {memory}"] if memory else []
     options += [f"--wall-seconds {minutes * 60:g}"] if minutes else []
     return " ".join(options)
+
+
+def gpus() -> int:
+    """GPUs that a job with a model takes: none on a machine without one, where the cores are the limit."""
+    return int(has_gpu())
 
 
 def cost_cell(loaded: Suite, wildcards: object) -> Training:

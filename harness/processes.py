@@ -106,3 +106,8 @@ def _resident_elsewhere(pids: list[int]) -> int:
         with contextlib.suppress(psutil.Error):
             total += psutil.Process(pid).memory_info().rss
     return total
+
+
+def has_gpu() -> bool:
+    """Whether this machine has a GPU that torch could use, told without importing torch."""
+    return any(os.path.exists(path) for path in ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd"))

@@ -112,8 +112,9 @@ def start(job: dict, environment: dict, descriptors: tuple[int, int, int]) -> Wa
 
 def available(environment: dict) -> bool:
     """Whether stages may be forked here: Linux, no GPU, not switched off."""
-    gpu = any(os.path.exists(path) for path in ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd"))
-    return sys.platform.startswith("linux") and not gpu and environment.get("TUNING_FORK_WARM", "1") != "0"
+    from harness.processes import has_gpu  # not at the top: the server imports none of our code
+
+    return sys.platform.startswith("linux") and not has_gpu() and environment.get("TUNING_FORK_WARM", "1") != "0"
 
 
 def server_name(environment: dict) -> str:

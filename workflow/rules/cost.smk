@@ -17,7 +17,7 @@ rule cost:
     threads: workflow.cores
     resources:
         machine=1,
-        gpu=1,
+        gpu=dag.gpus(),
     retries: 2
     shell:
         "python -m harness.supervise cost --cold --record {output} --log {log} --threads {threads} {params.limits}"

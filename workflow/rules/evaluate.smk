@@ -17,7 +17,7 @@ rule predict:
     threads: lambda w: cell(w).protocol["threads"]
     priority: 5
     resources:
-        gpu=1,
+        gpu=dag.gpus(),
     retries: 2
     shell:
         "python -m harness.supervise predict --record {output} --log {log} --threads {threads} {params.limits}"

@@ -22,7 +22,7 @@ rule train:
         f"{R}/logs/train/{{model}}/{{corpus}}/{{variant}}/seed{{seed}}.log",
     threads: lambda w: cell(w).protocol["threads"] if cell(w).trains else 1
     resources:
-        gpu=lambda w: int(cell(w).trains),
+        gpu=lambda w: dag.gpus() if cell(w).trains else 0,
     retries: 2
     shell:
         "python -m harness.supervise train --record {output} --log {log} --threads {threads} {params.limits}"
