@@ -1,4 +1,4 @@
-"""Corpus scores of translation from counts of single sentences: sacreBLEU's BLEU and chrF++, and rouge_score's ROUGE-L.
+"""Translation: a sentence in, its translation out; sacreBLEU's BLEU and chrF++, and rouge_score's ROUGE-L.
 
 BLEU and chrF are no means over sentences: a grade keeps the n-gram counts, and their sums give exactly what sacreBLEU
 gives for the whole corpus. ROUGE-L is the mean F-measure; rouge_score's own tokenizer knows only a to z and 0 to 9, so
@@ -9,8 +9,50 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
+
+from harness.contract import Eval, Generate, Reference
+
+from ._reference import nats_per_token, reference_counts
+
+
+@dataclass
+class TranslationEval(Eval):
+    """Items have ``id``, ``context`` (what the model goes on from) and ``target``."""
+
+    max_tokens: int = 96
+    """Longest translation."""
+
+    headline: ClassVar[str] = "bleu"
+    units: ClassVar[dict[str, str]] = {
+        "bleu": "BLEU",
+        "chrf": "chrF++",
+        "rouge_l": "x 100",
+        "reference_nll": "nats/token",
+    }
+    lower_is_better: ClassVar[tuple[str, ...]] = ("reference_nll",)
+    floors: ClassVar[dict[str, float]] = {"bleu": 0.0}
+
+    def requests(self, item: dict, outputs: Sequence[dict] = ()) -> list:
+        if outputs:
+            return []
+        return [
+            Generate(item["context"], ("\n",), self.max_tokens),
+            Reference(item["context"], " " + item["target"]),
+        ]
+
+    def grade(self, item: dict, outputs: Sequence[dict]) -> dict:
+        generated, reference = outputs
+        return {**translation_counts(generated["texts"][0], item["target"]), **reference_counts(reference)}
+
+    def aggregate(self, grades: Sequence[dict]) -> dict[str, float]:
+        return {**corpus_scores(grades), "reference_nll": nats_per_token(grades)}
+
+    def signatures(self) -> dict[str, str]:
+        return translation_signatures()
 
 
 def translation_counts(hypothesis: str, reference: str) -> dict:

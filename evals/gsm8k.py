@@ -10,15 +10,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from corpora._rows import read_rows
-from harness.contract import Eval, Generate, Reference
 
-from ._answers import answer_grade, answer_shares
-from ._reference import nats_per_token, reference_counts
+from ._answers import AnswerEval
 from ._rows import subsample
 
 
 @dataclass
-class Gsm8k(Eval):
+class Gsm8k(AnswerEval):
     """Problem to number, through a written chain of thought."""
 
     limit: int = 0
@@ -29,14 +27,6 @@ class Gsm8k(Eval):
 
     assets: ClassVar[tuple[str, ...]] = ("gsm8k",)
     label: ClassVar[str] = "GSM8K"
-    headline: ClassVar[str] = "exact_match_flexible"
-    units: ClassVar[dict[str, str]] = {
-        "exact_match_flexible": "%",
-        "exact_match_strict": "%",
-        "reference_nll": "nats/token",
-    }
-    lower_is_better: ClassVar[tuple[str, ...]] = ("reference_nll",)
-    floors: ClassVar[dict[str, float]] = {"exact_match_flexible": 0.0, "exact_match_strict": 0.0}
 
     def items(self, data):
         shots = ""
@@ -49,18 +39,3 @@ class Gsm8k(Eval):
             for number, row in enumerate(rows)
         ]
         return subsample(items, self.limit)
-
-    def requests(self, item, outputs=()):
-        if outputs:
-            return []
-        return [
-            Generate(item["context"], ("Question:", "</s>", "<|im_end|>"), self.max_tokens),
-            Reference(item["context"], " " + item["answer"]),
-        ]
-
-    def grade(self, item, outputs):
-        generated, reference = outputs
-        return {**answer_grade(generated["texts"][0], item["answer"]), **reference_counts(reference)}
-
-    def aggregate(self, grades):
-        return {**answer_shares(grades), "reference_nll": nats_per_token(grades)}

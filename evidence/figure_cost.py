@@ -1,7 +1,7 @@
 """Fig. 1: training time per epoch and memory by method, from the ``cost`` stage, a row of panels per model and corpus.
 
-Bars of time are medians, whiskers the quartiles of the step times. Bars of memory are live tensor bytes, stacked by
-kind; a tick marks the measured peak. Resident memory of the process is another measure and has a panel of its own.
+Bars of time are medians, whiskers the quartiles of the step times. Bars of memory are live tensor bytes at their peak,
+stacked by kind; a tick marks the peak. Resident memory of the process is another measure and has a panel of its own.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ STRANGERS = [(colour, marker) for marker in "os^DvPX" for colour in (ORANGE, SKY
 
 MEMORY_KINDS = {
     "weights": ("#BDBDBD", "weights", ""),
-    "gradients": (ORANGE, "gradients", "////"),
+    "gradients_at_peak": (ORANGE, "gradients", "////"),
     "optimizer": (SKY, "optimizer state", "...."),
     "activations": (GREEN, "activations, work space", "xxxx"),
 }

@@ -213,13 +213,14 @@ class LiveTensors(TorchDispatchMode):
         self.now -= self.live.pop(key)[1]
 
     def split(self, gradients: int) -> dict[str, int]:
-        """Bytes by kind after a step whose backward left ``gradients`` bytes. Activations (and work space) are what the
-        peak holds beyond weights, optimizer state and the gradients that were there at that moment."""
+        """Bytes by kind after a step whose backward left ``gradients`` bytes. Weights, optimizer state, gradients at the
+        peak and activations (with work space) add up to the peak; gradients at their largest stand apart."""
         weights, optimizer = _bytes(self._weights()), _bytes(self._states())
         rest = self.peak - weights - optimizer - self.gradients_at_peak
         return {
             "weights": weights,
             "gradients": max(gradients, self.gradients_at_peak),
+            "gradients_at_peak": self.gradients_at_peak,
             "optimizer": optimizer,
             "activations": max(0, rest),
             "peak": self.peak,

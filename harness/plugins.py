@@ -120,7 +120,7 @@ def _describe(kind: str, path: Path) -> tuple[str, dict, dict, frozenset]:
     fields: dict[str, Any] = {}
     attributes: dict[str, Any] = {}
     methods: set[str] = set()
-    if not _collect(path, public[0].name, fields, attributes, methods):
+    if not _collect(path, public[0].name, fields, attributes, methods, set()):
         raise UserError(f"{where}: class {public[0].name} must derive from harness.contract.{BASES[kind]}.")
     return public[0].name, fields, attributes, frozenset(methods)
 
@@ -153,8 +153,12 @@ def local_imports(path: Path, tree: ast.AST) -> list[tuple[Path, str, str]]:
     return found
 
 
-def _collect(path: Path, class_name: str, fields: dict, attributes: dict, methods: set) -> bool:
-    """Add the class's fields, attributes and methods, its bases' first; True when it derives from the contract."""
+def _collect(path: Path, class_name: str, fields: dict, attributes: dict, methods: set, seen: set) -> bool:
+    """Add the class's fields, attributes and methods, its bases' first, the last base first, none twice.
+
+    True when the class derives from the contract.
+    """
+    seen.add((path, class_name))
     tree = _parse(path)
     node = next((n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == class_name), None)
     if node is None:
@@ -162,10 +166,11 @@ def _collect(path: Path, class_name: str, fields: dict, attributes: dict, method
     contract = path == ROOT / "harness" / "contract.py"
     derives = contract and class_name in BASES.values()
     imported = {here: (file, name) for file, name, here in local_imports(path, tree)}
-    for base in node.bases:
+    for base in reversed(node.bases):
         if isinstance(base, ast.Name):
             file, name = imported.get(base.id, (path, base.id))
-            derives |= _collect(file, name, fields, attributes, methods)
+            if (file, name) not in seen:
+                derives |= _collect(file, name, fields, attributes, methods, seen)
     for item in node.body:
         if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
             if "ClassVar" in ast.unparse(item.annotation):

@@ -108,7 +108,7 @@ def test_costs_keep_kinds_of_memory_apart_and_failures(tree):
     assert failed["status"] == "timeout" and "5 minutes" in failed["reason"]
     full = select(costs, model="tiny-llama", corpus="headlines", variant="full").iloc[0]
     assert full["epoch_seconds_median"] == pytest.approx(full["step_seconds_median"] * 120)
-    kinds = ["weights", "gradients", "optimizer", "activations"]
+    kinds = ["weights", "gradients_at_peak", "optimizer", "activations"]
     assert sum(full[f"memory_{kind}_bytes"] for kind in kinds) == full["memory_peak_bytes"]
     assert full["memory_rss_peak_bytes"] > full["memory_peak_bytes"]
 

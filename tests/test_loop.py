@@ -186,3 +186,5 @@ def test_live_tensors_sees_adamw_on_full_fine_tuning(model):
     assert size <= kinds["weights"] <= size * 1.1  # rotary buffers beside the parameters
     assert 2 * size <= kinds["optimizer"] <= 2.05 * size
     assert kinds["peak"] >= kinds["weights"] + kinds["gradients"]
+    at_peak = ("weights", "gradients_at_peak", "optimizer", "activations")
+    assert sum(kinds[kind] for kind in at_peak) == kinds["peak"]
