@@ -226,7 +226,7 @@ def counts(case: Case) -> str:
     effective = trainer.method.effective_parameters(trainer.model)
     if effective is not None and not (isinstance(effective, int) and 0 < effective <= trained):
         raise AssertionError(f"effective_parameters gives {effective!r}, with {trained} numbers trained")
-    json.dumps(asdict(trainer.method))
+    json.dumps([asdict(trainer.method), trainer.method.facts(trainer.model)])
     return f"{trained:,}" if effective is None else f"{trained:,} ({effective:,} free)"
 
 

@@ -224,6 +224,13 @@ class Method:
         """Degrees of freedom, where they differ from the number of trained entries; None: they do not."""
         return None
 
+    def facts(self, model: nn.Module) -> dict[str, Any]:
+        """What the training's record should say of this method, JSON-able: read off parameters and persistent buffers.
+
+        Asked once, when the training is over: a numerical rank found at the start, a defect of orthogonality.
+        """
+        return {}
+
 
 # --------------------------------------------------------------------------- Corpus
 

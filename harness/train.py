@@ -139,6 +139,7 @@ def run(training: Training) -> dict:
         "reason": reason,
         "steps": trainer.state.step,
         **setup.facts(),
+        "facts": trainer.method.facts(trainer.model),
         "phases": phases.record,
         "memory": {"rss_peak_bytes": rss_peak_bytes()},
         "loss": {
