@@ -18,7 +18,8 @@ from typing import ClassVar
 
 from harness.contract import Completion, Corpus
 
-from ._rows import bucket, check_split, chosen, read_rows
+from ._functions import body_key, quoted, tested
+from ._rows import bucket, check_split, chosen
 
 SOURCES = ("networkx-source", "more-itertools-source")
 MODULES_PER_VALIDATION = 10
@@ -41,7 +42,7 @@ class DocstringCode(Corpus):
 
     def examples(self, split, data):
         check_split(split)
-        names, bodies = _tested(data("humaneval") / "test.jsonl")
+        names, bodies = tested(data("humaneval") / "test.jsonl")
         pairs = []
         for asset in SOURCES:
             folder = data(asset)
@@ -50,7 +51,7 @@ class DocstringCode(Corpus):
                 in_validation = bucket(module, MODULES_PER_VALIDATION) == 0
                 for function, lines in _documented(path):
                     pair = _pair(function, lines, self.max_characters)
-                    if pair is None or function.name in names or (body := _body_key(function)) in bodies:
+                    if pair is None or function.name in names or (body := body_key(function)) in bodies:
                         continue
                     bodies.add(body)
                     if in_validation == (split == "validation"):
@@ -77,7 +78,7 @@ def _pair(function: ast.FunctionDef, lines: list[str], max_characters: int) -> C
     signature = f"def {function.name}({ast.unparse(function.args)}){returns}:"
     for text in _texts(docstring.value.value):
         # No blank after the quotes: the line break belongs to the completion, as lm-evaluation-harness divides texts.
-        prompt = f"{signature}\n    {_quoted(text)}"
+        prompt = f"{signature}\n    {quoted(text)}"
         if len(prompt) + len(body) <= max_characters and '"""' not in text:
             return Completion(prompt, f"\n{body}\n")
     return None
@@ -90,25 +91,3 @@ def _texts(docstring: str) -> list[str]:
     examples = dict(zip(sections[::2], sections[1::2], strict=True)).get("Examples", "").strip()
     texts = [f"{description}\n\n{examples}"] if examples else []
     return [*texts, description] if description else []
-
-
-def _quoted(text: str) -> str:
-    """A docstring of a top-level function, its first line beside the quotes."""
-    first, *rest = text.split("\n")
-    inside = "\n".join([first, *(f"    {line}".rstrip() for line in rest), "    "]) if rest else first
-    return ('r"""' if "\\" in text else '"""') + inside + '"""'
-
-
-def _body_key(function: ast.FunctionDef) -> str:
-    """The body as the parser sees it, without its docstring: the same for another layout or other comments."""
-    statements = function.body[1:] if ast.get_docstring(function) else function.body
-    return "\n".join(ast.dump(statement) for statement in statements)
-
-
-def _tested(path: Path) -> tuple[set[str], set[str]]:
-    """Names and bodies of all functions of HumanEval's prompts and canonical solutions."""
-    functions = []
-    for row in read_rows(path, ("prompt", "canonical_solution")):
-        tree = ast.parse(row["prompt"] + row["canonical_solution"])
-        functions += [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
-    return {function.name for function in functions}, {_body_key(function) for function in functions}

@@ -185,6 +185,26 @@ def test_sentences_that_cannot_be_paired_are_left_out(data):
     assert any(e.source.startswith("8 ") for e in pairs)
 
 
+def test_mbpp_rows_become_functions_with_a_docstring(data):
+    tested = {"prompt": "def taken(x):\n", "canonical_solution": "    return x\n"}
+    data.write("humaneval", "test.jsonl", [tested])
+    code = "import re\r\n\r\ndef twice(a):\r\n\tb = a\r\n\tif a:\r\n\t\tb = 2*a # double\r\n\treturn b"
+    rows = [
+        {"text": "Double it.", "code": code, "test_list": ["assert twice(2) == 4", "assert twice(0) == 0"]},
+        {"text": "No Python.", "code": "def broken(:", "test_list": ["assert broken(2) == 4"]},
+        {"text": "Taken name.", "code": "def taken(y):\n return -y", "test_list": ["assert taken(2) == -2"]},
+        {"text": "Taken body.", "code": "def other(x):\n return x", "test_list": ["assert other(2) == 2"]},
+        {"text": "Not tested.", "code": "def one(x):\n return 1", "test_list": ["assert two(2) == 1"]},
+    ]
+    data.write("mbpp", "train.jsonl", rows)
+    (pair,) = load_plugin("corpora", "mbpp").examples("train", data)
+    assert pair.prompt == 'import re\ndef twice(a):\n    """Double it.\n    assert twice(2) == 4\n    """'
+    assert pair.completion == "\n    b = a\n    if a:\n        b = 2 * a\n    return b\n"
+    space = {}
+    exec(pair.prompt + pair.completion, space)
+    assert space["twice"](2) == 4 and space["twice"].__doc__.startswith("Double it.")
+
+
 def test_errors_name_the_file_and_the_line(data):
     corpus = load_plugin("corpora", "multi30k-en-fr")
     data.write("multi30k", "train.jsonl", [{"en": "A dog.", "fr": "Un chien."}, {"en": "A cat."}])
