@@ -40,6 +40,7 @@ PROTOCOL = {
     "micro_batch_size": 16,  # rows of one forward
     "steps": 0,  # optimizer steps; 0: as many as `epochs` passes make
     "epochs": 1.0,
+    "step_times": {},  # variant: its step time over the reference's; it takes so many times fewer of `steps` (equal time)
     "max_length": 256,  # tokens of a row; longer rows are cut
     "schedule": "linear",  # "linear" and "cosine" fall to zero; "constant"
     "warmup_fraction": 0.1,
@@ -127,6 +128,9 @@ class Suite:
                     where, _, name = key.partition(".")
                     if where == part:
                         values[name] = value
+        if part == "protocol":
+            share = values.pop("step_times").get(training.variant, 1)
+            values["steps"] = max(1, round(values["steps"] / share)) if values["steps"] else 0
         return values
 
     def recorded_key(self, path: Path) -> str | None:
@@ -153,6 +157,7 @@ class Suite:
             for name, given in self.raw.get(kind, {}).items():
                 check_fields(find_plugin(kind, name), given, self._where([kind, name]))
         self._check_grid()
+        self._check_step_times()
         self._check_overrides()
 
     def _check_grid(self) -> None:
@@ -168,6 +173,14 @@ class Suite:
             for plugin in plugins:
                 for asset in plugin.names("assets"):
                     _known(asset, catalogue()["data"], f"{plugin.name}: asset", "add it to config/catalogue.yaml")
+
+    def _check_step_times(self) -> None:
+        protocol = self.raw.get("protocol", {})
+        where = self._where(["protocol", "step_times"])
+        for variant in protocol.get("step_times", {}):
+            _known(variant, self.variants, f"{where}: variant", "add it under `variants:`")
+            if not protocol.get("steps"):
+                raise UserError(f"{where}: equal time is counted from `steps`: give their number")
 
     def _check_overrides(self) -> None:
         for number, rule in enumerate(self.raw.get("overrides", [])):

@@ -46,6 +46,16 @@ def test_overrides_apply_where_they_should(tmp_path):
     assert zero.hyperparameters["learning_rate"] != 0.5 and zero.hyperparameters["rank"] == 4
 
 
+def test_step_times_give_each_variant_the_steps_of_an_equal_time(tmp_path):
+    def steps(suite, variant):
+        return suite.training("tiny-llama", "generated-labels", variant, 0).protocol["steps"]
+
+    same, equal = load(tmp_path), load(tmp_path, protocol={"steps": 30, "step_times": {"full": 1.5}})
+    assert steps(equal, "full") == 20 and steps(equal, "lora-r4") == 30
+    assert steps(same, "full") == steps(same, "lora-r4") == 3
+    assert "step_times" not in equal.training("tiny-llama", "generated-labels", "full", 0).protocol
+
+
 def test_the_key_follows_what_determines_the_result_and_nothing_else(tmp_path):
     def key(**changes):
         return load(tmp_path, **changes).training("tiny-llama", "generated-labels", "lora-r4", 0).key
