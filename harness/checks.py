@@ -76,7 +76,7 @@ class Case:
         trainer = Trainer(model, method, PROTOCOL, streams, STEPS, head)
         if start:
             streams.seed_torch("init", "initialize")
-            method.initialize(model, TrainingProbe(trainer, lambda number: self.batches(2)[number % (ROWS // 2)]))
+            method.initialize(model, TrainingProbe(trainer, self.probed, self.collate))
         return trainer
 
     @functools.cached_property
@@ -86,7 +86,20 @@ class Case:
         return trainer, train(self, trainer)
 
     def batches(self, size: int = ROWS) -> list[data.MicroBatch]:
-        """The same rows every step, in micro-batches of ``size``."""
+        """The same rows every step, in micro-batches of ``size``, longest first."""
+        rows = sorted(self.rows, key=lambda row: -row.length)
+        return [self.collate(rows[i : i + size]) for i in range(0, ROWS, size)]
+
+    def collate(self, rows: list[data.Row]) -> data.MicroBatch:
+        model = _base(self.family)
+        return data.collate(rows, models.kind(model), getattr(model.config, "pad_token_id", None) or 0)
+
+    def probed(self, number: int) -> list[data.Row]:
+        """The rows of the probe's micro-batch of that number."""
+        return self.rows[2 * number % ROWS :][:2]
+
+    @functools.cached_property
+    def rows(self) -> list[data.Row]:
         model = _base(self.family)
         kind, config = models.kind(model), model.config
         generator = torch.Generator().manual_seed(0)
@@ -103,7 +116,7 @@ class Case:
             ids = tokens(6 + number % 4)
             targets = {"encoder": number % max(2, getattr(config, "num_labels", 2)), "seq2seq": tokens(4)}
             rows.append(data.Row(ids, targets.get(kind, [data.IGNORE] * 2 + ids[2:])))
-        return data.micro_batches(rows, size, kind, getattr(config, "pad_token_id", None) or 0)
+        return rows
 
 
 class Numbers(Curve):
@@ -269,9 +282,9 @@ def _same_tree(model: nn.Module, base: nn.Module) -> None:
 
 def bfloat16_base(case: Case) -> str:
     """On a bfloat16 base what trains is float32, a step works, and the merged model is bfloat16 again."""
-    trainer = case.trainer(torch.bfloat16)
-    if trainer.head:
+    if models.head_parameters(case.model()):
         raise Skip("a task head is float32; its model runs in float32")
+    trainer = case.trainer(torch.bfloat16)
     wrong = [n for n, p in trainer.model.named_parameters() if p.requires_grad and p.dtype != torch.float32]
     if wrong:
         raise AssertionError(f"trains in less than float32: {', '.join(wrong[:4])}")

@@ -140,8 +140,14 @@ class Probe:
         """Model inputs of ``count`` micro-batches, as the loop would feed them."""
         raise RuntimeError("the harness provides the probe")
 
-    def mean_gradients(self, parameters: Sequence[str], count: int) -> Iterator[tuple[str, Tensor]]:
-        """(name, mean gradient over ``count`` micro-batches) of the named weights, one at a time."""
+    def mean_gradients(self, parameters: Sequence[str], count: int, visit: Callable[[str, Tensor], None]) -> None:
+        """``visit(name, gradient)`` for each named weight, during one backward over ``count`` micro-batches joined.
+
+        The gradient is that of the mean loss over their supervised tokens, in training mode, in the weight's shape and
+        type. It is freed after its visit, so that one weight's is held at a time; the order is the backward's. The
+        global generator is seeded before each visit by the weight's name. ``visit`` may change what the method trains,
+        but not the named weights: the backward still needs those.
+        """
         raise RuntimeError("the harness provides the probe")
 
 

@@ -6,6 +6,8 @@ after_step; zero_grad. Loss = sum over the step's supervised targets / their num
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from harness.contract import Method, Probe, Step
-from harness.data import MicroBatch
+from harness.data import MicroBatch, Row
 from harness.loss import SupervisedLogits, loss_sum, training_mode
 from harness.measure import Curve
+from harness.models import quiet
 from harness.seeds import Streams
 
 AUTOCAST = {"bfloat16-mixed": torch.bfloat16}
@@ -166,53 +169,64 @@ def schedule(protocol: dict, index: int, span: int) -> float:
 
 
 class TrainingProbe(Probe):
-    """Micro-batches of the training's own stream, counted in its budget of tokens."""
+    """Micro-batches of the training's own stream, counted in its budget of tokens.
 
-    def __init__(self, trainer: Trainer, batches: Callable[[int], MicroBatch]):
-        self.trainer, self.micro_batch, self.tokens = trainer, batches, 0
+    ``rows(number)`` gives a micro-batch's rows, ``collate`` makes a batch of any number of them.
+    """
+
+    def __init__(
+        self, trainer: Trainer, rows: Callable[[int], Sequence[Row]], collate: Callable[[Sequence[Row]], MicroBatch]
+    ):
+        self.trainer, self.rows, self.collate, self.tokens = trainer, rows, collate, 0
 
     def batches(self, count: int) -> Iterator[dict]:
         for number in range(count):
-            yield self._take(number).inputs
+            yield self._take(self.rows(number)).inputs
 
-    def mean_gradients(self, parameters: Sequence[str], count: int) -> Iterator[tuple[str, Tensor]]:
-        """Mean over ``count`` micro-batches of the gradient of their mean loss, in training mode, weight by weight.
+    def mean_gradients(self, parameters: Sequence[str], count: int, visit: Callable[[str, Tensor], None]) -> None:
+        """See the contract. Activations are those of all rows at once: checkpointed, where the model offers it."""
+        model, streams = self.trainer.model, self.trainer.streams
+        named = dict(model.named_parameters())
+        before = [(parameter, parameter.requires_grad) for parameter in named.values()]
 
-        All weights' gradients come from one backward a batch, each moved out and freed as soon as it is complete.
-        """
-        model = self.trainer.model
-        chosen = dict(model.named_parameters())
-        sums: dict[str, Tensor] = {}
-        before = {name: p.requires_grad for name, p in chosen.items()}
-        for name, parameter in chosen.items():
-            parameter.requires_grad_(name in set(parameters))
-        handles = [chosen[n].register_post_accumulate_grad_hook(_move_out(sums, n, count)) for n in parameters]
-        try:
-            with SupervisedLogits(model) as logits, training_mode(model, True):
-                for number in range(count):
-                    batch = self._take(number)
-                    self.trainer.streams.seed_torch("probe", "dropout", number)
-                    (loss_sum(model, batch, logits, self.trainer.autocast) / batch.tokens).backward()
-        finally:
-            for handle in handles:
-                handle.remove()
-            for name, parameter in chosen.items():
-                parameter.requires_grad_(before[name])
-        for name in parameters:
-            yield name, sums.pop(name)
+        def use(name: str, parameter: Tensor) -> None:
+            gradient, parameter.grad = parameter.grad, None
+            streams.seed_torch("init", "initialize", name)
+            visit(name, gradient)
 
-    def _take(self, number: int) -> MicroBatch:
-        batch = self.micro_batch(number).to(self.trainer.device)
+        with contextlib.ExitStack() as stack:
+            for parameter, required in before:
+                stack.callback(parameter.requires_grad_, required)
+                parameter.requires_grad_(False)
+            for name in parameters:
+                named[name].requires_grad_(True)
+                hook = named[name].register_post_accumulate_grad_hook(functools.partial(use, name))
+                stack.callback(hook.remove)
+            logits = stack.enter_context(SupervisedLogits(model))
+            stack.enter_context(training_mode(model, True))
+            stack.enter_context(torch.enable_grad())
+            stack.enter_context(_checkpointed(model))
+            batch = self._take([row for number in range(count) for row in self.rows(number)])
+            streams.seed_torch("probe", "dropout")
+            (loss_sum(model, batch, logits, self.trainer.autocast) / batch.tokens).backward()
+
+    def _take(self, rows: Sequence[Row]) -> MicroBatch:
+        batch = self.collate(rows).to(self.trainer.device)
         self.tokens += batch.total_tokens
         return batch
 
 
-def _move_out(sums: dict[str, Tensor], name: str, count: int) -> Callable[[Tensor], None]:
-    """A hook that adds a finished gradient to ``sums`` in host memory and frees it."""
-
-    def hook(parameter: Tensor) -> None:
-        gradient = parameter.grad.detach().float().cpu() / count
-        sums[name] = gradient if name not in sums else sums[name].add_(gradient)
-        parameter.grad = None
-
-    return hook
+@contextlib.contextmanager
+def _checkpointed(model: nn.Module) -> Iterator[None]:
+    """Activations recomputed in the backward within the block, where the model offers it and does not do so already."""
+    offered = getattr(model, "supports_gradient_checkpointing", False) and not model.is_activation_checkpointing
+    if not offered:
+        yield
+        return
+    with quiet():  # an encoder's configuration may ask for a cache, which is then left out
+        model.activation_checkpointing_enable({"use_reentrant": False})
+        try:
+            yield
+        finally:
+            model.activation_checkpointing_disable()
+            model.disable_input_require_grads()  # which enabling switched on

@@ -44,11 +44,10 @@ class Setup:
         rows = self.rows["train"]
         lengths = [row.length for row in rows]
 
-        def probe_batch(number: int) -> data.MicroBatch:
-            chosen = data.order(lengths, 1, size, 1, streams.seed("probe", number))[0]
-            return data.collate([rows[i] for i in chosen], self.kind, self.pad)
+        def chosen(number: int) -> list[data.Row]:
+            return [rows[i] for i in data.order(lengths, 1, size, 1, streams.seed("probe", number))[0]]
 
-        probe = TrainingProbe(self.trainer, probe_batch)
+        probe = TrainingProbe(self.trainer, chosen, lambda rows: data.collate(rows, self.kind, self.pad))
         streams.seed_torch("init", "initialize")
         self.trainer.method.initialize(self.trainer.model, probe)
         self.tokens_probed = probe.tokens

@@ -10,34 +10,12 @@ Trains rank * (in + out) numbers a matrix and costs 2 rank (in + out) FLOPs a to
 import math
 from dataclasses import dataclass, field
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 from harness.contract import Method, Run, choice, log_uniform
 
-from ._linear import Adapter, Targets, adapter_dtype, unwrap, wrap
-
-
-class _LoRALinear(Adapter):
-    def __init__(self, base: nn.Module, rank: int, scale: float, dropout: float):
-        super().__init__(base)
-        self.scale, self.dropout = scale, dropout
-        like = {"dtype": adapter_dtype(base.weight), "device": base.weight.device}
-        self.A = nn.Parameter(torch.empty(rank, self.in_size, **like))
-        self.B = nn.Parameter(torch.zeros(self.out_size, rank, **like))
-        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
-
-    def forward(self, x: Tensor) -> Tensor:
-        rows = x.flatten(0, -2)  # (tokens, in)
-        y = self.base(rows)  # (tokens, out)
-        rows = F.dropout(rows, self.dropout, self.training)
-        if rows.dtype == y.dtype == self.A.dtype:
-            y.addmm_(F.linear(rows, self.A), self.B.t(), alpha=self.scale)  # one pass over y
-        else:
-            update = F.linear(F.linear(rows.to(self.A.dtype), self.A), self.B) * self.scale
-            y = y + update.to(y.dtype)
-        return y.view(*x.shape[:-1], self.out_size)
+from ._linear import Targets, unwrap, wrap
+from ._low_rank import LowRankLinear
 
 
 @dataclass
@@ -51,7 +29,7 @@ class LoRA(Method):
 
     def attach(self, model: nn.Module, run: Run) -> None:
         scale = self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
-        wrap(model, run, self.targets, lambda base: _LoRALinear(base, self.rank, scale, self.dropout))
+        wrap(model, run, self.targets, lambda base: LowRankLinear(base, self.rank, scale, self.dropout))
 
     def merge(self, model: nn.Module) -> None:
-        unwrap(model, _LoRALinear, lambda adapter, weight: weight + adapter.scale * (adapter.B @ adapter.A))
+        unwrap(model, LowRankLinear, lambda layer, weight: weight + layer.update())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
+import weakref
 from dataclasses import dataclass
 
 import pytest
@@ -11,10 +13,12 @@ import torch
 from torch.nn import functional as F
 
 from harness import checkpoint, data
+from harness.checks import Case
 from harness.contract import Method
-from harness.loop import Diverged, Trainer, run_steps, schedule
-from harness.loss import SupervisedLogits, loss_sum
+from harness.loop import Diverged, Trainer, TrainingProbe, run_steps, schedule
+from harness.loss import SupervisedLogits, loss_sum, training_mode
 from harness.measure import Curve, LiveTensors
+from harness.models import find_targets
 from harness.seeds import Streams
 from harness.suite import PROTOCOL
 from harness.tiny import tiny_model
@@ -188,3 +192,86 @@ def test_live_tensors_sees_adamw_on_full_fine_tuning(model):
     assert kinds["peak"] >= kinds["weights"] + kinds["gradients"]
     at_peak = ("weights", "gradients_at_peak", "optimizer", "activations")
     assert sum(kinds[kind] for kind in at_peak) == kinds["peak"]
+
+
+# --------------------------------------------------------------------------- the probe
+
+
+def probe_of(case, **overrides):
+    """(probe, trainer, weights of all linear modules by name), nothing trains but two of the parameters."""
+    model = tiny_model(case.family, **overrides)[0].requires_grad_(False)
+    parameters = dict(model.named_parameters())
+    for name in list(parameters)[:2]:
+        parameters[name].requires_grad_(True)
+    trainer = Trainer(model, Method(), PROTOCOL, Streams(0), STEPS)
+    weights = {f"{name}.weight": module.weight for name, module in find_targets(model, "all-linear")}
+    return TrainingProbe(trainer, case.probed, case.collate), trainer, weights
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "roberta", "t5", "vit"])
+def test_the_probes_gradients_are_those_of_the_mean_loss_of_all_rows(family):
+    case = Case("", family)
+    probe, trainer, weights = probe_of(case)
+    found = {}
+    probe.mean_gradients(list(weights), 3, lambda name, gradient: found.update({name: gradient.clone()}))
+    batch = case.collate([row for number in range(3) for row in case.probed(number)])
+    assert probe.tokens == batch.total_tokens and batch.inputs[trainer.model.main_input_name].shape[0] == 6
+    for weight in weights.values():
+        weight.requires_grad_(True)
+    with SupervisedLogits(trainer.model) as logits, training_mode(trainer.model, True):
+        (loss_sum(trainer.model, batch, logits) / batch.tokens).backward()
+    assert found.keys() == weights.keys()
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, weights[name].grad, rtol=1e-5, atol=1e-7)
+
+
+def test_the_probe_holds_one_gradient_at_a_time():
+    probe, trainer, weights = probe_of(Case("", "llama"), hidden=128, layers=6, ffn=256)
+    held = []
+
+    def visit(name, gradient):
+        assert not any(reference() is not None for reference in held)
+        assert all(p.grad is None for p in trainer.model.parameters())
+        held.append(weakref.ref(gradient))
+
+    with LiveTensors(trainer.model, []) as live:
+        probe.mean_gradients(list(weights), 1, visit)
+    assert len(held) == len(weights) == 42
+    own = sum(t.numel() * 4 for t in [*trainer.model.parameters(), *trainer.model.buffers()])
+    assert live.peak - own < sum(w.numel() * 4 for w in weights.values()) / 4
+
+
+@pytest.mark.parametrize("already", [False, True], ids=["", "checkpointed before"])
+@pytest.mark.parametrize("fails", [False, True], ids=["", "the visit fails"])
+def test_the_probe_leaves_the_model_as_it_was(already, fails):
+    probe, trainer, weights = probe_of(Case("", "llama"))
+    model = trainer.model
+    if already:
+        model.activation_checkpointing_enable()
+
+    def state():
+        hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
+        trains = [(p.requires_grad, p.grad, p._post_accumulate_grad_hooks) for p in model.parameters()]
+        return model.training, model.is_activation_checkpointing, hooks, [(t, g, bool(h)) for t, g, h in trains]
+
+    def visit(name, gradient):
+        assert model.training and model.is_activation_checkpointing
+        if fails:
+            raise KeyError(name)
+
+    before = state()
+    with pytest.raises(KeyError) if fails else contextlib.nullcontext():
+        probe.mean_gradients(list(weights), 2, visit)
+    assert state() == before
+
+
+def test_a_visit_draws_the_same_numbers_whatever_came_before_it():
+    def drawn(names):
+        probe, _, _ = probe_of(Case("", "llama"))
+        seen = {}
+        probe.mean_gradients(names, 1, lambda name, _: seen.update({name: torch.rand(3)}))
+        return seen
+
+    first, second = list(probe_of(Case("", "llama"))[2])[:2]
+    both, one = drawn([first, second]), drawn([second])
+    assert torch.equal(both[second], one[second]) and not torch.equal(both[first], both[second])

@@ -8,11 +8,17 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
 from transformers.pytorch_utils import Conv1D
 
 from harness.contract import Run
 from harness.plugins import load_plugin
 from harness.tiny import tiny_model
+
+load_plugin("methods", "lora")
+low_rank = importlib.import_module("tuning_fork_methods._low_rank")
+TOKENS, IN, OUT, RANK = 15, 12, 20, 4
 
 
 class Pair(nn.Module):
@@ -86,6 +92,84 @@ def test_a_starts_within_the_kaiming_bound_and_the_seed_decides_it():
     assert first.abs().max() <= 1 / math.sqrt(12)
     torch.manual_seed(5)
     assert torch.equal(attached()[0].q.A, first)
+
+
+def factors(dtype=torch.float64):
+    """y, x, A, B, A0, B0; the first four with gradients, y no leaf, as a base's output."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(TOKENS, OUT), (TOKENS, IN), (RANK, IN), (OUT, RANK), (RANK, IN), (OUT, RANK)]
+    tensors = [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes]
+    return [tensor.requires_grad_() for tensor in tensors[:4]] + tensors[4:]
+
+
+def twin_of_add_low_rank(frozen, scale):
+    """The update and its gradients against plain autograd over dense products."""
+    y, x, A, B, A0, B0 = factors()
+    update = B @ A - (B0 @ A0 if frozen else 0)
+    expected = y + float(scale) * x @ update.t()
+    gradients = torch.autograd.grad(expected.sin().sum(), (y, x, A, B))
+    found = low_rank.add_low_rank(y * 1, x, A, B, scale, (A0, B0) if frozen else None)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(torch.autograd.grad(found.sin().sum(), (y, x, A, B)), gradients, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("scale", [0.7, torch.tensor(0.7, dtype=torch.float64)], ids=["number", "tensor"])
+def test_the_update_and_its_gradients_equal_autograds(frozen, scale):
+    twin_of_add_low_rank(frozen, scale)
+
+
+@pytest.mark.parametrize(
+    "mutant",
+    [
+        lambda h, scale, rank: h.mul_(scale)[:, :rank],  # the frozen pair is added
+        lambda h, scale, rank: (h[:, rank:].mul_(-1), h[:, :rank])[1],  # no scale
+        lambda h, scale, rank: (h[:, :rank].mul_(-scale), h[:, rank:].mul_(scale))[1],  # the halves change places
+    ],
+)
+def test_the_twin_catches_a_wrong_half(mutant, monkeypatch):
+    monkeypatch.setattr(low_rank, "_scale_halves", mutant)
+    with pytest.raises(AssertionError):
+        twin_of_add_low_rank(True, 0.7)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_under_autocast_and_on_bfloat16_the_update_is_right_and_gradients_are_float32(frozen):
+    y, x, A, B, A0, B0 = factors(torch.float32)
+    pair = (A0, B0) if frozen else None
+    expected = low_rank.add_low_rank(y * 1, x, A, B, 0.1, pair)
+    gradients = torch.autograd.grad(expected.square().sum(), (A, B, x))
+    for autocast in (True, False):
+        rows = (x if autocast else x.bfloat16()).detach().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            found = low_rank.add_low_rank(y.bfloat16(), rows, A, B, 0.1, pair)
+        assert found.dtype == torch.bfloat16
+        torch.testing.assert_close(found.float(), expected, rtol=0.02, atol=0.05)
+        for one, other in zip(torch.autograd.grad(found.float().square().sum(), (A, B, rows)), gradients, strict=True):
+            torch.testing.assert_close(one.float(), other, rtol=0.05, atol=0.05 * other.abs().max().item())
+
+
+def test_a_frozen_pair_costs_four_of_ten_products_and_no_memory():
+    y, x, A, B, A0, B0 = factors()
+    kept = []
+    with saved_tensors_hooks(lambda t: (kept.append(t.shape), t)[1], lambda t: t), FlopCounterMode(display=False) as up:
+        out = low_rank.add_low_rank(y * 1, x, A, B, 0.7, (A0, B0))
+    assert sum(shape.numel() for shape in kept) == TOKENS * (IN + RANK) + 2 * RANK * (IN + OUT)
+    with FlopCounterMode(display=False) as down:
+        out.sum().backward()
+    product = 2 * TOKENS * RANK * (IN + OUT)  # of one pair: down to the rank and up again
+    assert up.get_total_flops() == 2 * product
+    assert down.get_total_flops() == 3 * product  # dh and dx of both pairs, dA and dB of one
+
+
+def test_the_update_of_a_conv1d_goes_in_place_without_copies_of_the_gradient():
+    model, _ = attached(rank=4)
+    names, nodes = set(), [model.v(torch.randn(3, 5, 12, dtype=torch.float64)).grad_fn]
+    while nodes:
+        node = nodes.pop()
+        names.add(node.name())
+        nodes += [following for following, _ in node.next_functions if following]
+    assert "CopySlices" not in names and "_AddLowRankBackward" in names
 
 
 def test_full_trains_a_tied_weight_once_in_float32_and_gives_the_type_back():
