@@ -128,7 +128,7 @@ def build(training: Training, phases: Phases, at_least: int = 0) -> Setup:
         method = load_plugin("methods", training.method, **training.hyperparameters_given())
         head = attach(model, method, total, dtype, streams)
         if protocol["activation_checkpointing"]:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.activation_checkpointing_enable({"use_reentrant": False})
     trainer = Trainer(model, method, protocol, streams, total, head)
     return Setup(training, trainer, rows, order, models.padding_id(tokenizer))
 

@@ -220,15 +220,15 @@ class Rotations:
                 layers[place].rotation = leaf.requires_grad_()
             self._groups.append(([layers[place] for place in group], R, weight))
 
-    def collect(self) -> None:
-        """Send what gathered on the leaves back to every ``Q.grad``, and drop the leaves: Q is about to move."""
+    def collect(self, reduce: Callable[[Tensor], Tensor]) -> None:
+        """Send what gathered on the leaves, ``reduce``d over processes, back to every ``Q.grad``, and drop the leaves."""
         for layers, R, weight in self._groups:
             gradients = []
             for layer in layers:
                 gradient = layer.rotation.grad
                 gradients.append(torch.zeros_like(layer.rotation) if gradient is None else gradient)
                 layer.rotation = None
-            gradient = torch.cat(gradients)
+            gradient = reduce(torch.cat(gradients))
             R.backward(gradient if weight is None else gradient.mul_(weight))
         self._groups = []
 

@@ -57,7 +57,7 @@ class BOFT(Method):
             step.log("orthogonality_defect", self._rotations.defect())
 
     def after_backward(self, model: nn.Module, step: Step) -> None:
-        self._rotations.collect()
+        self._rotations.collect(step.all_reduce_)
 
     @torch.no_grad()
     def after_step(self, model: nn.Module, step: Step) -> None:

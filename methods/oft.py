@@ -44,7 +44,7 @@ class OFT(Method):
             step.log("orthogonality_defect", self._rotations.defect())
 
     def after_backward(self, model: nn.Module, step: Step) -> None:
-        self._rotations.collect()
+        self._rotations.collect(step.all_reduce_)
 
     def merge(self, model: nn.Module) -> None:
         unwrap(model, RotatedLinear, RotatedLinear.merged)

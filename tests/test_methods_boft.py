@@ -240,7 +240,7 @@ def test_a_mixture_with_the_identity_is_derived_and_its_gradient_weighted():
             G = torch.randn_like(layer.rotation)
             (layer.expected,) = torch.autograd.grad(R, Q, torch.block_diag(*G))
             (layer.rotation * G).sum().backward()
-        rotations.collect()
+        rotations.collect(lambda gradient: gradient)
         for layer in layers:
             same(layer.Q.grad, layer.expected)
             layer.Q.grad = None
