@@ -33,7 +33,7 @@ def cost_table(collected: Collected, title: str) -> Table | None:
         return None
     device = [name for name in costs if name.startswith("memory_cuda_") and costs[name].notna().any()]
     heads = [
-        ("Time", ["s/step [quartiles]", "tokens/s", "epoch, min (steps)", "× Full FT"]),
+        ("Time", ["s/step [quartiles]", "tokens/s", "epoch, min (steps)", "× Full FT", "start, s"]),
         ("Live tensors, MiB", list(MEMORY.values())),
         ("Process, MiB", ["RSS peak"]),
         *([("Device, MiB", [_device_label(name) for name in device])] if device else []),
@@ -66,7 +66,7 @@ def _describe(rows: pd.DataFrame) -> list[str]:
 
 def _cells(row: pd.Series, full: float | None, device: list[str]) -> list[str]:
     """The texts of one row; a failure stands where the step time would."""
-    count = 6 + len(MEMORY) + len(device) + 1
+    count = 7 + len(MEMORY) + len(device) + 1
     mark = (STALE if row["stale"] else "") + (OTHER_STACK if row["other_stack"] else "")
     if row["status"] != "ok":
         return [row["status"] + mark, *["—"] * (count - 1)]
@@ -86,6 +86,7 @@ def _cells(row: pd.Series, full: float | None, device: list[str]) -> list[str]:
         _number(row["tokens_per_second"], lambda value: f"{value:,.0f}"),
         epoch,
         f"{row['step_seconds_median'] / full:.2f}" if comparable else "—",
+        _number(row.get("prepare_seconds"), lambda value: f"{value:.1f}"),
         *memory,
         _number(row.get("memory_rss_peak_bytes"), _mebibytes),
         *(_number(row.get(name), _mebibytes) for name in device),
@@ -100,7 +101,7 @@ def _notes(costs: pd.DataFrame) -> list[str]:
     counted = f" of {steps[0]}" + (f" to {steps[-1]}" if len(steps) > 1 else "") + " steps" if steps else ""
     notes = [
         f"Measured with the machine to itself: median{counted} and quartiles. An epoch is one pass over the corpus as "
-        "the suite limits it, its number of steps in brackets.",
+        "the suite limits it, its number of steps in brackets. Start: what a method does with data before its first step.",
         "Live tensors: bytes that tensors hold in one step; gradients at their largest, activations and work space as "
         "what the peak holds beyond the rest. RSS is another measure: resident memory of the whole process.",
     ]
