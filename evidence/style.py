@@ -6,6 +6,7 @@ colour for ever, and marker and line tell methods of one colour apart. Imports m
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 PAGE_WIDTH, PAGE_HEIGHT = 7.2, 8.8  # inches, of a page in two columns; the height leaves room for a caption
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 YELLOW, BLUE, VERMILION, PURPLE, GREY = "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#7F7F7F"
+BROWN = "#7A4A2A"  # no colour of Okabe and Ito's: the eighth that readers of any sight tell from the others on white
+DIVERGING = "PuOr_r"  # of a share between two parts: purple at 0, white at a half, orange at 1
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ FAMILY_STYLES = {
     "lora": (ORANGE, "o", "-"),
     "dora": (SKY, "^", "-"),
     "boft": (GREEN, "D", "-"),
+    "oft": (BROWN, "X", DASHDOT),
     "lora-ga": (PURPLE, "v", "-"),
     "urnn": (BLUE, "P", "-"),
     "hybrid": (VERMILION, "*", "-"),
@@ -50,7 +54,6 @@ FAMILY_STYLES = {
     "adalora": (BLUE, "8", DOTTED),
     "vera": (VERMILION, "^", DOTTED),
     "ia3": (PURPLE, "s", DOTTED),
-    "oft": (GREEN, "o", DOTTED),
     "lora-plus": (SKY, "P", DOTTED),
     "rslora": (ORANGE, "X", DOTTED),
 }
@@ -107,9 +110,10 @@ def legend_columns(labels: Sequence[str]) -> int:
 
 def heading(row: Sequence[Axes], text: str) -> None:
     """A title over a whole row of panels, however long: the blank title keeps its height free, and no width."""
-    row[0].set_title(" ", fontweight="bold")
+    lines = textwrap.wrap(text, 84)  # characters across the page
+    row[0].set_title("\n".join(" " * len(lines)), fontweight="bold")
     place = {"xycoords": "axes fraction", "textcoords": "offset points", "fontweight": "bold", "fontsize": 8.5}
-    row[0].annotate(text, (0, 1), (0, 6), **place).set_in_layout(False)
+    row[0].annotate("\n".join(lines), (0, 1), (0, 6), **place).set_in_layout(False)
 
 
 def footer(figure: Figure, text: str) -> None:

@@ -195,8 +195,8 @@ def test_an_interval_needs_the_same_items_in_every_run(copy):
 def test_cost_table_golden(root):
     table = cost_table(Collected(root / "collected"), "Cost")
     full, lora, dora = table.groups[0].rows
-    assert full[0] == "Full FT" and full[3] == "7.1 (120)" and full[4] == "1.00"
-    assert full[5:10] == ["513", "513", "1,026", "1,116", "3,168"] and full[10] == "4,068"
+    assert full[0] == "Full FT" and full[3] == "7.1 (120)" and full[4:6] == ["1.00", "0.0"]
+    assert full[6:11] == ["513", "513", "1,026", "1,116", "3,168"] and full[11] == "4,068"
     assert lora[4] == "0.74" and lora[-1] == "2.50 %"
     assert table.groups[0].lines[2:] == ["2 threads", "512 tokens a step"]
     assert table.groups[-1].rows[2][:3] == ["DoRA", "timeout", "—"]
