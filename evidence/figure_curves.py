@@ -21,6 +21,7 @@ HOW = (
     "Runs that are stale or come from other software are left out; the table of scores marks them."
 )
 MOST_POINTS = 200
+MARKER_SIZES = {"*": 7, "P": 5, "X": 5}  # points; stars and crosses fill less of theirs
 SIDES = {"gradient_norm": "gradient norm\n(before clipping)", "validation_loss": "validation loss, nats"}
 
 
@@ -39,8 +40,9 @@ def _page(groups: Sequence[pd.DataFrame], styles: dict[str, Style]) -> Figure:
     for row, rows in zip(axes, groups, strict=True):
         for axis, (name, label) in zip(row, SIDES.items(), strict=True):
             panel = rows[rows["name"] == name]
-            for variant, style in styles.items():
-                line = _draw(axis, panel[panel["variant"] == variant], style, markers=name == "validation_loss")
+            for place, (variant, style) in enumerate(styles.items()):
+                every_point = name == "validation_loss"
+                line = _draw(axis, panel[panel["variant"] == variant], style, None if every_point else place)
                 if line is not None:
                     drawn.setdefault(variant, line)
             _finish(axis, panel, label)
@@ -54,8 +56,11 @@ def _page(groups: Sequence[pd.DataFrame], styles: dict[str, Style]) -> Figure:
     return figure
 
 
-def _draw(axis, rows: pd.DataFrame, style: Style, markers: bool):
-    """One method's mean and band, and its failed seeds. Returns the line for the legend, None if there is nothing."""
+def _draw(axis, rows: pd.DataFrame, style: Style, place: int | None):
+    """One method's mean and band, and its failed seeds. Returns the line for the legend, None if there is nothing.
+
+    ``place``: the method's among the others, so that their eight markers stand beside one another; None: one a point.
+    """
     if not len(rows):
         return None
     look = {"color": style.colour, "linestyle": style.line}
@@ -68,8 +73,9 @@ def _draw(axis, rows: pd.DataFrame, style: Style, markers: bool):
     if not len(good):
         return None
     table, width = binned(good)
-    every = max(1, len(table) // 8) if not markers else 1
-    marker = {"marker": style.marker, "markevery": every, "markersize": 4, "markeredgecolor": "white"}
+    every = max(1, len(table) // 8) if place is not None else 1
+    marker = {"marker": style.marker, "markevery": ((place or 0) % every, every), "markeredgecolor": "white"}
+    marker["markersize"] = MARKER_SIZES.get(style.marker, 4)
     if style.marker in ("x", "|"):
         marker["markeredgecolor"] = style.colour
     marker["markeredgewidth"] = 0.4

@@ -23,6 +23,8 @@ CORPORA = {
 }
 EVALS = {"snippets": "Programs (generated)"}
 VARIANTS = {"full": "full", "lora": "lora", "dora": "peft"}
+MANY = {name: name for name in ("full", "lora", "dora", "oft", "boft", "lora-ga", "urnn", "hybrid")}
+MATRICES = 14  # whose lambda a hybrid logs
 STACK = {
     "versions": {"torch": "2.13.0", "transformers": "5.23.0"},
     "device": "cpu",
@@ -32,9 +34,17 @@ OTHER = {**STACK, "versions": {"torch": "2.12.0", "transformers": "5.23.0"}}
 ITEMS = 64
 STEPS = {"headlines": 30, "arithmetic": 12, "phrases-en-de": 12, "snippets": 12}
 GAIN = {"untuned": 0.0, "majority": 0.0, "full": 1.0, "lora": 0.8, "dora": 0.85}
+GAIN |= {"oft": 0.5, "boft": 0.6, "lora-ga": 0.9, "urnn": 0.4, "hybrid": 0.95}
+NORM = {"full": 6.0, "lora": 2.0, "dora": 2.2, "oft": 0.7, "boft": 0.5, "lora-ga": 3.5, "urnn": 0.3, "hybrid": 1.2}
 
 
-def build(root: Path, failures: bool = True, seeds: tuple[int, ...] = (0, 1), corpora: tuple[str, ...] = ()) -> Path:
+def build(
+    root: Path,
+    failures: bool = True,
+    seeds: tuple[int, ...] = (0, 1),
+    corpora: tuple[str, ...] = (),
+    variants: dict[str, str] = VARIANTS,
+) -> Path:
     """Write plan and records under ``root``; returns the plan's path. No ``corpora``: all four.
 
     With ``failures``: DoRA on snippets runs out of memory (seed 1), LoRA on arithmetic diverges (seed 0), full
@@ -45,13 +55,13 @@ def build(root: Path, failures: bool = True, seeds: tuple[int, ...] = (0, 1), co
     for corpus in corpora or CORPORA:
         for model in MODELS if corpus == "headlines" else ["tiny-llama"]:
             grid = [("untuned", 0), *([("majority", 0)] if corpus == "headlines" else [])]
-            for variant, seed in [*grid, *((v, s) for s in seeds for v in VARIANTS)]:
-                cells.append(_cell(model, corpus, variant, seed))
+            for variant, seed in [*grid, *((v, s) for s in seeds for v in variants)]:
+                cells.append(_cell(model, corpus, variant, seed, variants))
     plan = {
         "suite": "fake",
         "description": "made up",
         "protocol": {"batch_size": 16},
-        "variants": ["untuned", "majority", *VARIANTS],
+        "variants": ["untuned", "majority", *variants],
         "models": list(MODELS),
         "corpora": list(corpora or CORPORA),
         "cells": cells,
@@ -66,19 +76,19 @@ def build(root: Path, failures: bool = True, seeds: tuple[int, ...] = (0, 1), co
         for corpus in corpora or CORPORA:
             if model == "tiny-bert" and corpus != "headlines":
                 continue
-            for variant in VARIANTS:
+            for variant in variants:
                 _write_cost(root, model, corpus, variant, failures)
     return root / "plan.json"
 
 
-def _cell(model: str, corpus: str, variant: str, seed: int) -> dict:
+def _cell(model: str, corpus: str, variant: str, seed: int, variants: dict[str, str]) -> dict:
     return {
         "model": model,
         "model_label": MODELS[model],
         "corpus": corpus,
         "corpus_label": CORPORA[corpus],
         "variant": variant,
-        "method": VARIANTS.get(variant, variant),
+        "method": variants.get(variant, variant),
         "seed": seed,
         "key": None if variant in ("untuned", "majority") else f"key-{variant}",
         "generated": corpus == "snippets",
@@ -198,7 +208,7 @@ def grade(cell: dict) -> tuple[list[dict], dict, dict]:
 
 def _curve(cell: dict, steps: int) -> list[dict]:
     rng = _generator("curve", cell["corpus"], cell["variant"], cell["seed"], cell["model"])
-    scale = {"full": 6.0, "lora": 2.0, "dora": 2.2}.get(cell["variant"], 1.0)
+    scale = NORM.get(cell["variant"], 1.0)
     rows = []
     for step in range(steps):
         fall = np.exp(-3 * step / max(cell["steps"], 1))
@@ -215,6 +225,10 @@ def _curve(cell: dict, steps: int) -> list[dict]:
             }
         )
         rows.append({"step": step, "name": "update_ratio", "value": 1e-3 * fall})
+        if cell["variant"] == "hybrid":
+            for layer in range(MATRICES):
+                share = 0.5 + (layer / (MATRICES - 1) - 0.4) * (1 - fall) + rng.normal(0, 0.01)
+                rows.append({"step": step, "name": "lambda", "value": float(share), "layer": layer})
     for step in range(0, steps + 1, max(cell["steps"] // 4, 1)):
         fall = np.exp(-2 * step / max(cell["steps"], 1))
         level = 1.3 - 0.15 * GAIN[cell["variant"]]
@@ -236,7 +250,7 @@ def _write_cost(root: Path, model: str, corpus: str, variant: str, failures: boo
         record.write(folder / "cost.json", {**base, "status": "timeout", "reason": "longer than 5 minutes"})
         return
     rng = _generator("cost", model, corpus, variant)
-    slow = {"full": 1.36, "lora": 1.0, "dora": 1.19}[variant] * (0.25 if model == "tiny-bert" else 1.0)
+    slow = {"full": 1.36, "lora": 1.0, "dora": 1.19}.get(variant, 1.3) * (0.25 if model == "tiny-bert" else 1.0)
     times = sorted(2.6 * slow * np.exp(rng.normal(0, 0.03, 20)))
     weights = (513 if model == "tiny-llama" else 87) * 2**20
     trained = weights if variant == "full" else weights // 40

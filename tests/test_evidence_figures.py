@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import json
 from pathlib import Path
 
 import fake_results
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 
 from evidence import collect, figures, notebook
 from evidence.collected import Collected
 from evidence.figure_curves import binned
-from evidence.style import FAMILY_STYLES, styles
+from evidence.figure_layers import by_layer, layer_pages
+from evidence.style import FAMILY_STYLES, PAGE_HEIGHT, styles
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -36,8 +39,18 @@ def small(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def drawn(collected):
-    return figures.draw(Collected(collected))
+def many(tmp_path_factory):
+    """The eight methods of the adapter family on one corpus, LoRA's first seed diverged; hybrid logs its lambdas."""
+    folder = tmp_path_factory.mktemp("results") / "many"
+    plan = fake_results.build(folder, corpora=("arithmetic",), variants=fake_results.MANY)
+    collect.main(["--plan", str(plan), "--out", str(folder / "collected")])
+    return Collected(folder / "collected")
+
+
+@pytest.fixture(scope="module")
+def drawn(collected, many):
+    crowd = {f"{name} of many": figure for name, figure in figures.draw(many).items() if "scores" not in name}
+    return figures.draw(Collected(collected)) | crowd
 
 
 def texts(figure):
@@ -74,7 +87,7 @@ def test_labels_stay_inside_the_page_and_are_legible(drawn):
             assert box.x0 >= -1 and box.x1 <= width + 1, (name, text.get_text())
             assert box.y0 >= -1 and box.y1 <= height + 1, (name, text.get_text())
             assert text.get_fontsize() >= 6.5, (name, text.get_text())
-        assert figure.get_size_inches()[0] <= 7.2
+        assert width / figure.dpi <= 7.2 and height / figure.dpi <= PAGE_HEIGHT + 1, name
 
 
 def test_tick_labels_do_not_overlap(drawn):
@@ -133,12 +146,13 @@ def test_a_methods_look_never_depends_on_the_others():
 
 def test_known_looks_are_what_they_were():
     assert {
-        name: FAMILY_STYLES[name][:2] for name in ("full", "lora", "dora", "boft", "lora-ga", "urnn", "hybrid")
+        name: FAMILY_STYLES[name][:2] for name in ("full", "lora", "dora", "boft", "oft", "lora-ga", "urnn", "hybrid")
     } == {
         "full": ("#000000", "s"),
         "lora": ("#E69F00", "o"),
         "dora": ("#56B4E9", "^"),
         "boft": ("#009E73", "D"),
+        "oft": ("#7A4A2A", "X"),
         "lora-ga": ("#CC79A7", "v"),
         "urnn": ("#0072B2", "P"),
         "hybrid": ("#D55E00", "*"),
@@ -149,6 +163,95 @@ def test_no_two_methods_look_alike():
     names = [*FAMILY_STYLES, "lora-r64", "lora-r128", "mine", "yours", "theirs"]
     looks = [(style.colour, style.marker) for style in styles(names).values()]
     assert len(set(looks)) == len(looks)
+
+
+# What a reader without one kind of cone sees of a linear RGB colour: Machado, Oliveira and Fernandes 2009, severity 1.
+SIGHT = {
+    "all cones": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+    "no red": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "no green": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "no blue": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
+
+
+def seen(colour, sight):
+    """CIELAB of a colour as such a reader sees it."""
+    red_green_blue = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    linear = np.where(red_green_blue <= 0.04045, red_green_blue / 12.92, ((red_green_blue + 0.055) / 1.055) ** 2.4)
+    to_xyz = [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
+    xyz = to_xyz @ np.clip(SIGHT[sight] @ linear, 0, 1) / [0.95047, 1, 1.08883]
+    f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+
+@pytest.mark.parametrize("sight", SIGHT)
+def test_readers_of_any_sight_tell_the_eight_methods_apart_by_colour(sight):
+    """A difference of 2 in CIELAB is just seen; Okabe and Ito's closest pair has 11 to the red-blind."""
+    colours = {name: FAMILY_STYLES[name][0] for name in fake_results.MANY}
+    for one, other in itertools.combinations(colours, 2):
+        assert np.linalg.norm(seen(colours[one], sight) - seen(colours[other], sight)) > 10, (one, other)
+
+
+# --------------------------------------------------------------------------- lambda of every matrix
+
+
+def lambdas(values, seed=0, first=0):
+    """Rows of a curve from a table (steps, matrices)."""
+    rows = [(first + i, str(j), float(v), seed) for i, row in enumerate(values) for j, v in enumerate(row)]
+    return pd.DataFrame(rows, columns=["step", "layer", "value", "seed"])
+
+
+def test_lambdas_are_means_over_the_seeds_that_reached_a_step():
+    values = np.linspace(0, 1, 24).reshape(2, 12)
+    longer = np.vstack([values + 0.2, values[:1]])
+    table, width = by_layer(pd.concat([lambdas(values), lambdas(longer, seed=1)]))
+    assert width == 1 and list(table.index) == list(range(12))  # by number, not by spelling: 2 before 10
+    np.testing.assert_allclose(table.to_numpy(), values.T + 0.1)
+
+
+def test_many_steps_become_bins_of_their_mean():
+    values = np.repeat(np.arange(201.0)[:, None], 3, axis=1)
+    table, width = by_layer(lambdas(values))
+    assert width == 2 and table.shape == (3, 101)
+    assert table.iloc[0, 0] == 0.5 and table.iloc[2, 100] == 200
+
+
+def test_one_lambda_for_the_whole_model_is_one_row():
+    rows = lambdas(np.full((5, 1), 0.3)).assign(layer="")
+    assert by_layer(rows)[0].shape == (1, 5)
+
+
+def test_heat_map_has_one_fixed_scale_and_the_values_of_the_curves(many):
+    (page,) = layer_pages(many.curves(["lambda"]), styles(many.suite["variants"]))
+    (image,) = page.axes[0].get_images()
+    assert image.get_clim() == (0.0, 1.0)
+    assert image.get_array().shape == (fake_results.MATRICES, fake_results.STEPS["arithmetic"])
+    assert image.get_extent() == [-0.5, 11.5, -0.5, 13.5]
+    assert any(axis.get_xlabel() == "λ: weight of the low-rank branch" for axis in page.axes)
+    said = {text.get_text() for text in texts(page)}
+    assert "Hybrid: 2 seeds" in said
+    (line,) = [line for line in page.axes[1].get_lines() if len(line.get_xdata()) == 12]
+    np.testing.assert_allclose(line.get_ydata(), np.median(np.asarray(image.get_array()), axis=0))
+
+
+def test_without_lambdas_there_is_no_such_figure(small):
+    collected = Collected(small)
+    assert layer_pages(collected.curves(["lambda"]), styles(collected.suite["variants"])) == []
+
+
+def test_a_variant_whose_runs_all_failed_says_so(many):
+    rows = many.curves(["lambda"])
+    rows = rows[rows["variant"] == "hybrid"].assign(status="diverged")
+    (page,) = layer_pages(rows, styles(["hybrid"]))
+    assert any("no run ended well" in text.get_text() for text in texts(page))
+
+
+def test_eight_methods_stand_in_the_curves_each_with_a_look_of_its_own(many):
+    figure = figures.draw(many)["fig2_curves"]
+    (legend,) = figure.legends
+    assert len(legend.get_texts()) == len(fake_results.MANY)
+    looks = {(handle.get_color(), handle.get_marker()) for handle in legend.get_lines()}
+    assert len(looks) == len({colour for colour, _ in looks}) == len({marker for _, marker in looks}) == 8
 
 
 def test_long_curves_become_bins_and_keep_their_extremes():
