@@ -188,9 +188,11 @@ class TrainingProbe(Probe):
         model, streams = self.trainer.model, self.trainer.streams
         named = dict(model.named_parameters())
         before = [(parameter, parameter.requires_grad) for parameter in named.values()]
+        unseen = set(parameters)
 
         def use(name: str, parameter: Tensor) -> None:
             gradient, parameter.grad = parameter.grad, None
+            unseen.discard(name)
             streams.seed_torch("init", "initialize", name)
             visit(name, gradient)
 
@@ -209,6 +211,8 @@ class TrainingProbe(Probe):
             batch = self._take([row for number in range(count) for row in self.rows(number)])
             streams.seed_torch("probe", "dropout")
             (loss_sum(model, batch, logits, self.trainer.autocast) / batch.tokens).backward()
+        if unseen:
+            raise ValueError(f"no gradient reached {', '.join(sorted(unseen)[:4])}: the loss does not depend on it")
 
     def _take(self, rows: Sequence[Row]) -> MicroBatch:
         batch = self.collate(rows).to(self.trainer.device)

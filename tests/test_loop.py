@@ -275,3 +275,10 @@ def test_a_visit_draws_the_same_numbers_whatever_came_before_it():
     first, second = list(probe_of(Case("", "llama"))[2])[:2]
     both, one = drawn([first, second]), drawn([second])
     assert torch.equal(both[second], one[second]) and not torch.equal(both[first], both[second])
+
+
+def test_a_weight_that_the_loss_does_not_see_is_named():
+    probe, trainer, _ = probe_of(Case("", "llama"))
+    trainer.model.aside = torch.nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="no gradient reached aside.weight"):
+        probe.mean_gradients(["aside.weight"], 1, lambda name, gradient: None)
