@@ -15,45 +15,15 @@ import json
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch.nn import functional as F
 
 from harness import data
 from harness.assets import asset_folder
 from harness.contract import Run
-from harness.loop import Trainer
-from harness.loss import SupervisedLogits
-from harness.measure import Curve
 from harness.models import find_targets, load_model
-from harness.seeds import Streams
-from harness.suite import PROTOCOL, load_plugin
-
-PROTOCOL = {**PROTOCOL, "steps": 10**6, "warmup_fraction": 0.0, "schedule": "constant"}
-
-
-def batches(vocabulary: int, rows: int, length: int, supervised: int, count: int) -> list[data.MicroBatch]:
-    """``count`` batches of random tokens whose last ``supervised`` positions carry the loss."""
-    generator = np.random.default_rng(0)
-    made = []
-    for _ in range(count):
-        ids = generator.integers(0, vocabulary, (rows, length)).tolist()
-        encoded = [data.Row(r, [data.IGNORE] * (length - supervised) + r[-supervised:]) for r in ids]
-        made.append(data.collate(encoded, "causal", 0))
-    return made
-
-
-class Ours:
-    def __init__(self, model, method, folder: Path):
-        self.trainer = Trainer(model, method, PROTOCOL, Streams(0), 10**6)
-        self.trainer.build_optimizers()
-        self.curve = Curve(folder / "curves.jsonl")
-        self.logits = SupervisedLogits(model).__enter__()
-        model.train()
-
-    def step(self, batch: data.MicroBatch) -> None:
-        self.trainer.step([batch], self.logits, self.curve)
-        self.curve.flush()
+from harness.plugins import load_plugin
+from perf.contest import Ours, batches, labels, ratio
 
 
 class Bare:
@@ -105,7 +75,7 @@ class HFTrainer:
             def on_step_end(self, *_, **__):
                 times.append(time.perf_counter())
 
-        rows = [{**{k: v for k, v in b.inputs.items()}, "labels": _labels(b)} for b in sequence]
+        rows = [{**{k: v for k, v in b.inputs.items()}, "labels": labels(b)} for b in sequence]
         self.arguments.max_steps = len(rows)
         trainer = self.HF(
             self.model, self.arguments, train_dataset=rows, data_collator=lambda r: r[0], callbacks=[Clock()]
@@ -116,21 +86,6 @@ class HFTrainer:
         trainer.train()
         self.hf = trainer
         return sum(b - a for a, b in zip(times[::2], times[1::2], strict=True))
-
-
-def _labels(batch: data.MicroBatch) -> torch.Tensor:
-    """Labels as transformers wants them: the token itself at each supervised place."""
-    labels = torch.full_like(batch.inputs["input_ids"], data.IGNORE)
-    labels.flatten()[batch.positions + 1] = batch.targets
-    return labels
-
-
-def ratio(ours: list[float], other: list[float], seed: int = 0) -> tuple[float, float, float]:
-    """Median of the blocks' ratios with a 95 % bootstrap interval over blocks."""
-    values = np.array(ours) / np.array(other)
-    draws = np.random.default_rng(seed).choice(values, (10_000, len(values)))
-    low, high = np.percentile(np.median(draws, axis=1), [2.5, 97.5])
-    return float(np.median(values)), float(low), float(high)
 
 
 def main() -> None:
