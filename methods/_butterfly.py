@@ -15,13 +15,16 @@ copies, and their sum goes back to Q once. Layers are batched by their m.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ._linear import Adapter, adapter_dtype
+from harness.contract import Method, Step
+
+from ._linear import Adapter, adapter_dtype, unwrap
 
 Blocks = Callable[[Tensor], Tensor]  # what trains, (..., b, b), to orthogonal blocks
 
@@ -98,6 +101,19 @@ def butterfly_factors(in_size: int, factors: int, block: int) -> int:
     """
     fitting = (m for m in range(factors, 0, -1) if in_size % (block << (m - 1)) == 0 and (m == 1 or block % 2 == 0))
     return next(fitting, 0)
+
+
+def fitting_factors(method: str, in_size: int, factors: int, block: int, indivisible: str) -> int:
+    """``butterfly_factors``, where ``indivisible`` lets them be fewer than asked; else ValueError with the remedies."""
+    fitting = butterfly_factors(in_size, factors, block)
+    if fitting < (factors if indivisible == "error" else 1):
+        raise ValueError(
+            f"{method} with factors={factors} and block_size={block} needs an input size that is a multiple of "
+            f"block_size * 2^(factors - 1) = {block << (factors - 1)}, and an even block_size for more than one factor; "
+            f"here it is {in_size}. Choose a smaller block_size"
+            + (f", or up to {fitting} factors, or set indivisible='fewer_factors'." if fitting else ".")
+        )
+    return fitting
 
 
 def block_rotations(Qs: Sequence[Tensor], blocks: Blocks = exact) -> Tensor:
@@ -243,3 +259,28 @@ def rotation_facts(layers: Sequence[RotatedLinear]) -> dict[str, Any]:
     defects = [orthogonality_defect(block_rotations([layer.Q], layer.blocks)) for layer in layers]
     factors = {str(layer.in_size): len(layer.Q) for layer in layers}
     return {"orthogonality_defect": float(torch.stack(defects).max()), "factors": factors}
+
+
+@dataclass
+class RotationMethod(Method):
+    """Hooks of a method whose layers are rotated and nothing else. ``attach`` sets ``_layers`` and ``_rotations``."""
+
+    cayley: str = "exact"  # or "neumann"
+    neumann_terms: int = 5
+
+    def before_step(self, model: nn.Module, step: Step) -> None:
+        self._rotations.derive(self._layers)
+        if self.cayley == "neumann":
+            step.log("orthogonality_defect", self._rotations.defect())
+
+    def after_backward(self, model: nn.Module, step: Step) -> None:
+        self._rotations.collect(step.all_reduce_)
+
+    def merge(self, model: nn.Module) -> None:
+        unwrap(model, RotatedLinear, RotatedLinear.merged)
+
+    def effective_parameters(self, model: nn.Module) -> int:
+        return sum(layer.degrees_of_freedom() for layer in self._layers)
+
+    def facts(self, model: nn.Module) -> dict[str, Any]:
+        return rotation_facts(self._layers) | ({"terms": self.neumann_terms} if self.cayley == "neumann" else {})

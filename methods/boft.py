@@ -24,22 +24,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.contract import Method, Run, Step, choice, log_uniform
+from harness.contract import Run, Step, choice, log_uniform
 
-from ._butterfly import RotatedLinear, Rotations, butterfly_factors, cayley_blocks, eye_like, rotation_facts
-from ._linear import Targets, adapters, matrix, unwrap, wrap
+from ._butterfly import RotatedLinear, RotationMethod, Rotations, cayley_blocks, eye_like, fitting_factors
+from ._linear import Targets, adapters, matrix, wrap
 
 _CHOICES = {"indivisible": ("error", "fewer_factors"), "update": ("cayley", "printed")}
 
 
 @dataclass
-class BOFT(Method):
+class BOFT(RotationMethod):
     learning_rate: float = field(default=8e-4, metadata={"search": log_uniform(1e-5, 1e-2)})
     factors: int = field(default=3, metadata={"search": choice(1, 2, 3)})
     block_size: int = field(default=8, metadata={"search": choice(4, 8, 16)})
     indivisible: str = "error"  # or "fewer_factors"
-    cayley: str = "exact"  # or "neumann"
-    neumann_terms: int = 5
     output_scale: bool = False
     update: str = "cayley"  # or "printed", which is not BOFT
     targets: Targets = "all-linear"
@@ -51,14 +49,6 @@ class BOFT(Method):
         self._rotations = Rotations(self._blocks)
         self._layers = wrap(model, run, self.targets, self._rotated)
 
-    def before_step(self, model: nn.Module, step: Step) -> None:
-        self._rotations.derive(self._layers)
-        if self.cayley == "neumann":
-            step.log("orthogonality_defect", self._rotations.defect())
-
-    def after_backward(self, model: nn.Module, step: Step) -> None:
-        self._rotations.collect(step.all_reduce_)
-
     @torch.no_grad()
     def after_step(self, model: nn.Module, step: Step) -> None:
         if self.update == "printed":
@@ -67,27 +57,13 @@ class BOFT(Method):
             for layer, blocks in zip(self._layers, projected, strict=True):
                 layer.Q.copy_(blocks.view_as(layer.Q))
 
-    def merge(self, model: nn.Module) -> None:
-        unwrap(model, RotatedLinear, RotatedLinear.merged)
-
-    def effective_parameters(self, model: nn.Module) -> int:
-        return sum(layer.degrees_of_freedom() for layer in self._layers)
-
     def facts(self, model: nn.Module) -> dict[str, Any]:
         fewer = {name: len(layer.Q) for name, layer in adapters(model, RotatedLinear) if len(layer.Q) < self.factors}
-        terms = {"terms": self.neumann_terms} if self.cayley == "neumann" else {}
-        return rotation_facts(self._layers) | ({"fewer_factors": fewer} if fewer else {}) | terms
+        return super().facts(model) | ({"fewer_factors": fewer} if fewer else {})
 
     def _rotated(self, base: nn.Module) -> RotatedLinear:
         in_size = matrix(base).shape[1]
-        factors = butterfly_factors(in_size, self.factors, self.block_size)
-        if factors < (self.factors if self.indivisible == "error" else 1):
-            raise ValueError(
-                f"BOFT with factors={self.factors} and block_size={self.block_size} needs an input size that is a "
-                f"multiple of block_size * 2^(factors - 1) = {self.block_size << (self.factors - 1)}, and an even "
-                f"block_size for more than one factor; here it is {in_size}. Choose a smaller block_size"
-                + (f", or up to {factors} factors, or set indivisible='fewer_factors'." if factors else ".")
-            )
+        factors = fitting_factors("BOFT", in_size, self.factors, self.block_size, self.indivisible)
         layer = RotatedLinear(base, factors, self.block_size, self._blocks, self.output_scale)
         if self.update == "printed":
             layer.Q.data += eye_like(layer.Q)

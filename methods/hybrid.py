@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from harness.contract import Method, Probe, Run, Step, choice, log_uniform
 
-from ._butterfly import RotatedLinear, Rotations, block_rotations, butterfly_factors, eye_like, rotate, rotation_facts
+from ._butterfly import RotatedLinear, Rotations, block_rotations, eye_like, fitting_factors, rotate, rotation_facts
 from ._gradient_start import start_from_gradient
 from ._linear import Targets, adapters, is_conv1d, matrix, unwrap, wrap
 from ._low_rank import add_low_rank, base_output
@@ -200,14 +200,7 @@ class Hybrid(Method):
                 f"Hybrid takes rank={self.rank} orthogonal directions from a gradient of ({out_size}, {in_size}). "
                 f"Choose a rank of at most {min(out_size, in_size)}, or other targets."
             )
-        factors = butterfly_factors(in_size, self.factors, self.block_size)
-        if factors < (self.factors if self.indivisible == "error" else 1):
-            raise ValueError(
-                f"Hybrid with factors={self.factors} and block_size={self.block_size} needs an input size that is a "
-                f"multiple of block_size * 2^(factors - 1) = {self.block_size << (self.factors - 1)}, and an even "
-                f"block_size for more than one factor; here it is {in_size}. Choose a smaller block_size"
-                + (f", or up to {factors} factors, or set indivisible='fewer_factors'." if factors else ".")
-            )
+        factors = fitting_factors("Hybrid", in_size, self.factors, self.block_size, self.indivisible)
         scale = self.alpha / math.sqrt(self.rank)
         return _HybridLinear(base, self.rank, scale, factors, self.block_size, self.lambda_init, self._mixed)
 

@@ -15,45 +15,25 @@ constraint (COFT), nor blocks that share one R, nor a trained magnitude is here.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import nn
 
-from harness.contract import Method, Run, Step, choice, log_uniform
+from harness.contract import Run, choice, log_uniform
 
-from ._butterfly import RotatedLinear, Rotations, butterfly_factors, cayley_blocks, rotation_facts
-from ._linear import Targets, matrix, unwrap, wrap
+from ._butterfly import RotatedLinear, RotationMethod, Rotations, butterfly_factors, cayley_blocks
+from ._linear import Targets, matrix, wrap
 
 
 @dataclass
-class OFT(Method):
+class OFT(RotationMethod):
     learning_rate: float = field(default=8e-4, metadata={"search": log_uniform(1e-5, 1e-2)})
     block_size: int = field(default=32, metadata={"search": choice(8, 16, 32, 64)})
-    cayley: str = "exact"  # or "neumann"
-    neumann_terms: int = 5
     targets: Targets = "all-linear"
 
     def attach(self, model: nn.Module, run: Run) -> None:
         self._blocks = cayley_blocks(self.cayley, self.neumann_terms)
         self._rotations = Rotations(self._blocks)
         self._layers = wrap(model, run, self.targets, self._rotated)
-
-    def before_step(self, model: nn.Module, step: Step) -> None:
-        self._rotations.derive(self._layers)
-        if self.cayley == "neumann":
-            step.log("orthogonality_defect", self._rotations.defect())
-
-    def after_backward(self, model: nn.Module, step: Step) -> None:
-        self._rotations.collect(step.all_reduce_)
-
-    def merge(self, model: nn.Module) -> None:
-        unwrap(model, RotatedLinear, RotatedLinear.merged)
-
-    def effective_parameters(self, model: nn.Module) -> int:
-        return sum(layer.degrees_of_freedom() for layer in self._layers)
-
-    def facts(self, model: nn.Module) -> dict[str, Any]:
-        return rotation_facts(self._layers) | ({"terms": self.neumann_terms} if self.cayley == "neumann" else {})
 
     def _rotated(self, base: nn.Module) -> RotatedLinear:
         in_size = matrix(base).shape[1]
