@@ -11,9 +11,10 @@ runs.parquet: one row per training x eval x metric (a single one with an empty v
     status (ok, missing, or the failure), with its stage and reason; stale: the stage whose record was made from another
     specification than the plan's; stack: hash of software versions and device; other_stack: where it differs from most
     records', in words
-    steps, epoch_steps, batch_size (rows), tokens_supervised, tokens_total, parameters_{trained,effective,total},
-    loss_{first,last}, validation_{first,last} (nats/token), train_seconds (beside other jobs: for times to quote see
-    costs), rss_peak_bytes, commit, dirty, device
+    steps, epoch_steps, batch_size (rows), hyperparameters (JSON), tokens_supervised, tokens_total,
+    parameters_{trained,effective,total}, loss_{first,last}, validation_{first,last} (nats/token), train_seconds (beside
+    other jobs: for times to quote see costs) and of these refresh_seconds in so many refreshes, rss_peak_bytes, commit,
+    dirty, device
 curves.parquet: one row per number: status, stale, other_stack, step, name (loss, gradient_norm, validation_loss and
     what the method logs), layer, value
 items.parquet: one row per training x eval x item: eval, stale, item, grade (JSON), its numeric fields as grade.<field>
@@ -22,6 +23,7 @@ costs.parquet: one row per model x corpus x variant, measured with the machine t
     step_seconds_{median,q25,q75,n}, epoch_seconds_{median,q25,q75}, memory_{weights,gradients,gradients_at_peak,
     optimizer,activations,peak}_bytes (live tensors), memory_rss_peak_bytes (process), memory_cuda_*_bytes,
     flops_per_step, attach_seconds, prepare_seconds, instrument_overhead (share of a step),
+    refresh_{seconds,first_seconds,every}, warmup_{seconds (a step),steps,peak_bytes}, whole_{seconds,steps} (a training)
     parameters_{trained,effective,total}, hardware, device
 suite.json: names and orders for tables and figures, protocol, reference stacks, problems met; written last
 """

@@ -24,6 +24,9 @@ MEMORY = {
     "activations": "activations",
     "peak": "peak",
 }
+EXTRA = {"refresh": "refresh, s (every)", "warmup": "warm-up, s/step (steps)"}
+"""Columns that stand only where some method has such steps."""
+WHOLE = "training, s (steps)"
 
 
 def cost_table(collected: Collected, title: str) -> Table | None:
@@ -31,9 +34,11 @@ def cost_table(collected: Collected, title: str) -> Table | None:
     costs = collected.costs
     if not len(costs):
         return None
-    device = [name for name in costs if name.startswith("memory_cuda_") and costs[name].notna().any()]
+    device = [name for name in costs if name.startswith("memory_cuda_") and _known_anywhere(costs, name)]
+    extra = {part: title for part, title in EXTRA.items() if _known_anywhere(costs, f"{part}_seconds")}
+    step = ["s/step [quartiles]", "tokens/s", "epoch, min (steps)", "× Full FT", "start, s"]
     heads = [
-        ("Time", ["s/step [quartiles]", "tokens/s", "epoch, min (steps)", "× Full FT", "start, s"]),
+        ("Time", [*step, *extra.values(), WHOLE]),
         ("Live tensors, MiB", list(MEMORY.values())),
         ("Process, MiB", ["RSS peak"]),
         *([("Device, MiB", [_device_label(name) for name in device])] if device else []),
@@ -46,7 +51,8 @@ def cost_table(collected: Collected, title: str) -> Table | None:
         full = rows[(rows["method"] == "full") & (rows["status"] == "ok")]["step_seconds_median"]
         group = Group(_describe(rows))
         for _, row in rows.iterrows():
-            group.rows.append([row["variant_label"], *_cells(row, full.iloc[0] if len(full) else None, device)])
+            texts = _cells(row, full.iloc[0] if len(full) else None, device, list(extra))
+            group.rows.append([row["variant_label"], *texts])
             table.records.append({name: value for name, value in row.items() if value == value})
         table.groups.append(group)
     table.notes = _notes(costs)
@@ -64,9 +70,9 @@ def _describe(rows: pd.DataFrame) -> list[str]:
     return lines
 
 
-def _cells(row: pd.Series, full: float | None, device: list[str]) -> list[str]:
+def _cells(row: pd.Series, full: float | None, device: list[str], extra: list[str]) -> list[str]:
     """The texts of one row; a failure stands where the step time would."""
-    count = 7 + len(MEMORY) + len(device) + 1
+    count = 7 + len(extra) + 1 + len(MEMORY) + len(device) + 1
     mark = (STALE if row["stale"] else "") + (OTHER_STACK if row["other_stack"] else "")
     if row["status"] != "ok":
         return [row["status"] + mark, *["—"] * (count - 1)]
@@ -87,6 +93,8 @@ def _cells(row: pd.Series, full: float | None, device: list[str]) -> list[str]:
         epoch,
         f"{row['step_seconds_median'] / full:.2f}" if comparable else "—",
         _number(row.get("prepare_seconds"), lambda value: f"{value:.1f}"),
+        *(_counted(row, f"{part}_seconds", f"{part}_{'every' if part == 'refresh' else 'steps'}") for part in extra),
+        _counted(row, "whole_seconds", "whole_steps"),
         *memory,
         _number(row.get("memory_rss_peak_bytes"), _mebibytes),
         *(_number(row.get(name), _mebibytes) for name in device),
@@ -102,6 +110,8 @@ def _notes(costs: pd.DataFrame) -> list[str]:
     notes = [
         f"Measured with the machine to itself: median{counted} and quartiles. An epoch is one pass over the corpus as "
         "the suite limits it, its number of steps in brackets. Start: what a method does with data before its first step.",
+        "s/step leaves out refreshes and warm-up steps, which have columns of their own; an epoch holds its share of the "
+        "refreshes, and the whole training (so many steps as the suite asks) start, warm-up, refreshes and steps.",
         "Live tensors: bytes that tensors hold in one step; gradients at their largest, activations and work space as "
         "what the peak holds beyond the rest. RSS is another measure: resident memory of the whole process.",
     ]
@@ -124,6 +134,16 @@ def _notes(costs: pd.DataFrame) -> list[str]:
 
 def _device_label(column: str) -> str:
     return column.removeprefix("memory_cuda_").removesuffix("_bytes").replace("_", " ")
+
+
+def _counted(row: pd.Series, seconds: str, count: str) -> str:
+    """Seconds with a number of steps behind them in brackets."""
+    text = _number(row.get(seconds), _seconds)
+    return f"{text} ({int(row[count]):,})" if text != "—" and _known(row.get(count)) else text
+
+
+def _known_anywhere(costs: pd.DataFrame, column: str) -> bool:
+    return column in costs and costs[column].notna().any()
 
 
 def _known(value: Any) -> bool:

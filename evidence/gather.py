@@ -119,6 +119,7 @@ def _facts(cell: dict, entry: dict, found: Outcome) -> dict[str, Any]:
         "steps": train["steps"] if "steps" in train else cell.get("steps"),
         "epoch_steps": train.get("epoch_steps"),
         "batch_size": dig(train, "specification", "protocol", "batch_size"),
+        "hyperparameters": _json(dig(train, "specification", "hyperparameters") or {}),
         **{f"tokens_{kind}": dig(train, "tokens", kind) for kind in ("supervised", "total")},
         **{f"parameters_{kind}": dig(train, "parameters", kind) for kind in ("trained", "effective", "total")},
         "loss_first": dig(train, "loss", "first"),
@@ -126,6 +127,8 @@ def _facts(cell: dict, entry: dict, found: Outcome) -> dict[str, Any]:
         "validation_first": validation[0][1] if validation else None,
         "validation_last": validation[-1][1] if validation else None,
         "train_seconds": dig(train, "phases", "train", "seconds"),
+        "refreshes": dig(train, "clocks", "refresh", "count"),
+        "refresh_seconds": dig(train, "clocks", "refresh", "seconds"),
         "rss_peak_bytes": dig(train, "memory", "rss_peak_bytes"),
         "commit": str(dig(first, "provenance", "commit") or ""),
         "dirty": bool(dig(first, "provenance", "dirty")),
@@ -194,6 +197,10 @@ def _cost_facts(found: Outcome) -> dict[str, Any]:
             row[f"memory_{name.removesuffix('_bytes')}_bytes"] = value
     for name in ("attach_seconds", "prepare_seconds", "instrument_overhead"):
         row[name] = record.get(name)
+    for part, names in (("refresh", ("seconds", "first_seconds", "every")), ("warmup", ("seconds", "steps")),
+                        ("whole", ("seconds", "steps"))):  # fmt: skip
+        row |= {f"{part}_{name}": dig(record, part, name) for name in names}
+    row["warmup_peak_bytes"] = dig(record, "warmup", "memory", "peak")
     for name in ("trained", "effective", "total"):
         row[f"parameters_{name}"] = dig(record, "parameters", name)
     row["hardware"] = plain(dig(record, "provenance", "hardware"))

@@ -161,6 +161,9 @@ class Method:
     Every hook but ``attach`` is optional. State lives in parameters, persistent buffers and the optimizer's
     ``state_dict`` only, and shapes never depend on data: then checkpoints and resumption need no help from the method.
     The global random generator is seeded by the harness around every hook.
+
+    Two names of fields are known to stage ``cost``, which times such steps apart: ``refresh_every`` (steps between two
+    runs of what stands under ``step.clock("refresh")``) and ``warmup_steps`` (steps before ``after_step`` returns True).
     """
 
     learning_rate: float = 1e-4

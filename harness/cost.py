@@ -2,6 +2,11 @@
 
 Some steps are timed as they are; then one step is followed tensor by tensor for memory, and one is counted for FLOPs:
 following and counting never touch a timed step.
+
+Where a method's steps differ, each kind has its own number, and the whole training's time is their sum. Two fields of
+a method are known here: ``refresh_every`` (its work under ``step.clock("refresh")`` is timed at the first step and once
+more after the timed ones) and ``warmup_steps`` (steps before ``after_step`` changes what trains: some are timed, the
+last is followed for memory, and the method's own steps are those after it).
 """
 
 from __future__ import annotations
@@ -16,6 +21,8 @@ from harness.suite import Training, cost_record
 from harness.train import cell, parse, start_record
 
 WARM_STEPS = 2  # not timed: first-touch memory, optimizer state
+WARMUP_TIMED = 3
+NEVER = 1 << 62
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -35,7 +42,7 @@ def run(training: Training) -> dict:
 
     phases = Phases()
     timed = training.suite.limits["cost_steps"]
-    setup = build(training, phases, at_least=WARM_STEPS + timed + 2)
+    setup = build(training, phases, at_least=2 * WARM_STEPS + WARMUP_TIMED + 1 + timed + 3)
     with phases("prepare"):
         setup.initialize()
     trainer = setup.trainer
@@ -45,8 +52,12 @@ def run(training: Training) -> dict:
     curve = Curve(path)
     trainer.build_optimizers()
     with SupervisedLogits(trainer.model) as logits, training_mode(trainer.model, True), phases("train"):
+        warmup = _warm_up(setup, logits, curve)
+        every = _set(trainer.method, "refresh_every", NEVER)  # the first step refreshes all the same
+        curve.overhead = 0.0
         seconds, tokens = _timed_steps(setup, logits, curve, timed)
         overhead = curve.overhead / max(1e-9, sum(seconds))
+        refresh = _refresh(setup, logits, curve, every)
         rss = rss_peak_bytes()
         memory = _memory(setup, logits, curve)
         flops = _flops(setup, logits, curve)
@@ -55,6 +66,8 @@ def run(training: Training) -> dict:
     per_token = sum(seconds) / sum(tokens)
     quartiles = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else [seconds[0]] * 3
     epoch_tokens = sum(row.length for row in setup.rows["train"])
+    epoch = per_token * epoch_tokens + (refresh["seconds"] * facts["epoch_steps"] / every if refresh else 0.0)
+    prepare = phases.record["prepare"]["seconds"]
     return {
         **start_record(training, "cost"),
         "status": "ok",
@@ -69,9 +82,12 @@ def run(training: Training) -> dict:
         },
         "tokens_per_second": 1 / per_token,
         "epoch_steps": facts["epoch_steps"],
-        "epoch_seconds": per_token * epoch_tokens,
+        "epoch_seconds": epoch,
+        "refresh": refresh,
+        "warmup": warmup,
+        "whole": {"steps": setup.steps, "seconds": prepare + whole(setup.steps, quartiles[1], refresh, warmup)},
         "attach_seconds": phases.record["load"]["seconds"],
-        "prepare_seconds": phases.record["prepare"]["seconds"],
+        "prepare_seconds": prepare,
         "memory": {**memory, "rss_peak_bytes": rss, **_cuda(phases)},
         "flops_per_step": flops,
         "instrument_overhead": overhead,
@@ -81,13 +97,23 @@ def run(training: Training) -> dict:
     }
 
 
+def whole(steps: int, step: float, refresh: dict | None, warmup: dict | None) -> float:
+    """Seconds of a training of so many steps from the median seconds of each kind of step."""
+    first = min(steps, warmup["steps"]) if warmup else 0
+    spent = first * warmup["seconds"] if warmup else 0.0
+    spent += (steps - first) * step
+    if refresh:  # at steps 0, every, 2 every, ...
+        spent += -(-steps // refresh["every"]) * refresh["seconds"]
+    return spent
+
+
 def _timed_steps(setup, logits, curve, timed: int) -> tuple[list[float], list[int]]:
     """Seconds and tokens (without padding) of each timed step, batches made beforehand."""
     from harness.measure import synchronize
 
     trainer, seconds, tokens = setup.trainer, [], []
     for number in range(WARM_STEPS + timed):
-        batches = setup.micro_batches(number)
+        batches = setup.micro_batches(trainer.state.step)
         synchronize()
         start = time.perf_counter()
         trainer.step(batches, logits, curve)
@@ -98,6 +124,39 @@ def _timed_steps(setup, logits, curve, timed: int) -> tuple[list[float], list[in
             tokens.append(sum(batch.total_tokens for batch in batches))
         print(f"step {number + 1}/{WARM_STEPS + timed}", flush=True)
     return seconds, tokens
+
+
+def _warm_up(setup, logits, curve) -> dict | None:
+    """Steps before the method changes what it trains, cut short: their time, and memory of the step that changes it."""
+    steps = _set(setup.trainer.method, "warmup_steps", WARM_STEPS + WARMUP_TIMED + 1)
+    if not steps:
+        return None
+    before = setup.trainer.state.schedule_start
+    seconds, _ = _timed_steps(setup, logits, curve, WARMUP_TIMED)
+    memory = _memory(setup, logits, curve)
+    if setup.trainer.state.schedule_start == before:
+        raise ValueError(f"{type(setup.trainer.method).__name__} has warmup_steps, but nothing changed after them")
+    return {"steps": steps, "seconds": statistics.median(seconds), "n": len(seconds), "memory": memory}
+
+
+def _refresh(setup, logits, curve, every: int | None) -> dict | None:
+    """The refresh of the first step, and of one more step that is made to refresh; None where nothing is refreshed."""
+    first, step = curve.clocked.get("refresh"), setup.trainer.state.step
+    if not every or not first:
+        return None
+    setup.trainer.method.refresh_every = step  # so that this step is a multiple of it
+    setup.trainer.step(setup.micro_batches(step), logits, curve)
+    setup.trainer.method.refresh_every = NEVER
+    curve.flush(force=True)
+    return {"every": every, "first_seconds": first[0], "seconds": curve.clocked["refresh"][-1], "basis_age": step}
+
+
+def _set(method, name: str, value: int) -> int | None:
+    """Give a method's field another value; what it had, None where it has no such field or does not use it."""
+    had = getattr(method, name, None)
+    if had:
+        setattr(method, name, value)
+    return had
 
 
 def _memory(setup, logits, curve) -> dict[str, int]:

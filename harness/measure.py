@@ -76,6 +76,7 @@ class Curve:
     def __init__(self, path: Path | None, *, every: int = 1):
         self.file = open(path, "a", encoding="utf-8") if path else None  # noqa: SIM115 (lives as long as the run)
         self.every, self.rows, self.extra = every, [], []
+        self.clocked: dict[str, list[float]] = {}  # seconds of each timed part, by name
         self.overhead = 0.0  # seconds spent on writing and sampling
         self.ratio: Tensor | None = None
         self.started = time.perf_counter()
@@ -93,7 +94,9 @@ class Curve:
         start = time.perf_counter()
         yield
         synchronize()
-        self.log(f"{name}_seconds", time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        self.clocked.setdefault(name, []).append(seconds)
+        self.log(f"{name}_seconds", seconds)
 
     @contextlib.contextmanager
     def update_ratio(self, model: nn.Module, step: int, total: int) -> Iterator[None]:
@@ -167,6 +170,19 @@ class Curve:
             # NaN and infinity are no JSON numbers: written as text, so that any reader can load the line
             plain = {k: str(v) if isinstance(v, float) and v - v != 0 else v for k, v in row.items()}
             self.file.write(json.dumps(plain) + "\n")
+
+
+def clocks(path: Path) -> dict[str, dict]:
+    """How often and for how many seconds in all each part under ``Curve.clock`` ran, from a curve's file."""
+    found: dict[str, dict] = {}
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            if '_seconds"' in line:
+                row = json.loads(line)
+                entry = found.setdefault(row["name"].removesuffix("_seconds"), {"count": 0, "seconds": 0.0})
+                entry["count"] += 1
+                entry["seconds"] += row["value"]
+    return found
 
 
 class LiveTensors(TorchDispatchMode):

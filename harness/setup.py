@@ -26,6 +26,7 @@ class Setup:
         self, training: Training, trainer: Trainer, rows: dict[str, list[data.Row]], order: list[list[int]], pad: int
     ):
         self.training, self.trainer, self.rows, self.order, self.pad = training, trainer, rows, order, pad
+        self.steps = _steps(training.protocol, len(rows["train"]))
         self.kind = models.kind(trainer.model)
         self.base = base_folder(training.model)
         self.tokens_probed = 0
@@ -116,8 +117,7 @@ def build(training: Training, phases: Phases, at_least: int = 0) -> Setup:
         rows = {
             split: _rows(training, corpus, tokenizer, models.kind(model), split) for split in ("train", "validation")
         }
-        passes = round(protocol["epochs"] * len(rows["train"]) / protocol["batch_size"])
-        total = max(1, protocol["steps"] or passes, at_least)
+        total = max(_steps(protocol, len(rows["train"])), at_least)
         order = data.order(
             [row.length for row in rows["train"]],
             total,
@@ -131,6 +131,11 @@ def build(training: Training, phases: Phases, at_least: int = 0) -> Setup:
             model.activation_checkpointing_enable({"use_reentrant": False})
     trainer = Trainer(model, method, protocol, streams, total, head)
     return Setup(training, trainer, rows, order, models.padding_id(tokenizer))
+
+
+def _steps(protocol: dict, rows: int) -> int:
+    """Optimizer steps of a whole training: the protocol's, or its number of passes over the rows."""
+    return max(1, protocol["steps"] or round(protocol["epochs"] * rows / protocol["batch_size"]))
 
 
 def attach(model: torch.nn.Module, method: object, total: int, dtype: torch.dtype, streams: Streams) -> list:

@@ -94,7 +94,7 @@ def run(training: Training) -> dict:
     """Train, and give the record."""
     from harness import checkpoint
     from harness.loop import Diverged, run_steps
-    from harness.measure import Phases, rss_peak_bytes
+    from harness.measure import Phases, clocks, rss_peak_bytes
     from harness.setup import build
 
     phases = Phases()
@@ -141,6 +141,7 @@ def run(training: Training) -> dict:
         **setup.facts(),
         "facts": trainer.method.facts(trainer.model),
         "phases": phases.record,
+        "clocks": clocks(folder / "curves.jsonl"),
         "memory": {"rss_peak_bytes": rss_peak_bytes()},
         "loss": {
             "first": trainer.state.first_loss,

@@ -275,6 +275,9 @@ def _write_cost(root: Path, model: str, corpus: str, variant: str, failures: boo
         "flops_per_step": 4.131e11,
         "attach_seconds": 0.1,
         "prepare_seconds": 0.0,
+        "refresh": {"every": 50, "first_seconds": 13.0, "seconds": 12.0} if variant == "lora" else None,
+        "warmup": None,
+        "whole": {"steps": STEPS[corpus], "seconds": STEPS[corpus] * times[10]},
         "instrument_overhead": 0.011,
         "parameters": {"trained": trained // 4, "effective": trained // 4, "total": weights // 4, "head": 0},
     }

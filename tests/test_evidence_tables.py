@@ -196,11 +196,17 @@ def test_cost_table_golden(root):
     table = cost_table(Collected(root / "collected"), "Cost")
     full, lora, dora = table.groups[0].rows
     assert full[0] == "Full FT" and full[3] == "7.1 (120)" and full[4:6] == ["1.00", "0.0"]
-    assert full[6:11] == ["513", "513", "1,026", "1,116", "3,168"] and full[11] == "4,068"
+    assert full[6] == "—" and lora[6] == "12.0 (50)"  # the one method with refreshes; nothing here has a warm-up
+    assert full[8:13] == ["513", "513", "1,026", "1,116", "3,168"] and full[13] == "4,068"
     assert lora[4] == "0.74" and lora[-1] == "2.50 %"
     assert table.groups[0].lines[2:] == ["2 threads", "512 tokens a step"]
     assert table.groups[-1].rows[2][:3] == ["DoRA", "timeout", "—"]
     assert any("DoRA: timeout (longer than 5 minutes)" in note for note in table.notes)
+
+
+def test_time_is_split_by_kind_of_step_where_a_method_has_several(root):
+    heads = dict(cost_table(Collected(root / "collected"), "Cost").heads)
+    assert heads["Time"][5:] == ["refresh, s (every)", "training, s (steps)"]
 
 
 def test_kinds_of_memory_have_columns_of_their_own(root):
