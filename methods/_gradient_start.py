@@ -16,10 +16,13 @@ exact one costs no more. A gradient over few tokens has a rank k below 2r: its o
 completed by random orthonormal ones. Where out < 2r, B0 has the last r left directions, some of which A0 has, too.
 """
 
-from typing import Literal, NamedTuple
+from collections.abc import Iterable
+from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from ._linear import Adapter, is_conv1d
 
 Init = Literal["paper", "printed_eq8"]
 Impl = Literal["authors", "peft"]
@@ -48,6 +51,42 @@ def start_from_gradient(
     if impl == "peft":
         return GradientStart(A0, B0 * S[left - rank : left] * stable, known)
     return GradientStart(A0 * stable, B0 * stable, known)
+
+
+def check_rank(method: str, rank: int, out_size: int, in_size: int) -> None:
+    """Raises ValueError where a gradient has fewer than ``rank`` orthogonal directions."""
+    if rank > min(in_size, out_size):
+        raise ValueError(
+            f"{method} takes rank={rank} orthogonal directions from a gradient of ({out_size}, {in_size}). "
+            f"Choose a rank of at most {min(in_size, out_size)}, or other targets."
+        )
+
+
+def add_start(layer: nn.Module) -> None:
+    """Give a layer with A and B the buffers that a start fills: A0, B0 and ``gradient_rank``."""
+    layer.register_buffer("A0", layer.A.detach().clone())
+    layer.register_buffer("B0", layer.B.detach().clone())
+    layer.register_buffer("gradient_rank", torch.zeros((), dtype=torch.int64, device=layer.A.device))
+
+
+@torch.no_grad()
+def start_layer(layer: Adapter, gradient: Tensor, gamma: float, init: Init = "paper", impl: Impl = "authors") -> None:
+    """Fill A, B and what ``add_start`` gave, from the gradient of the base's weight as the module stores it.
+
+    ``printed_eq8`` keeps zeros for A0 and B0: nothing is subtracted.
+    """
+    G = gradient.t() if is_conv1d(layer.base) else gradient
+    start = start_from_gradient(G, len(layer.A), layer.scale, gamma, init, impl)
+    for trained, kept, value in ((layer.A, layer.A0, start.A0), (layer.B, layer.B0, start.B0)):
+        trained.copy_(value)
+        kept.copy_(value if init == "paper" else torch.zeros_like(value))
+    layer.gradient_rank.fill_(start.numerical_rank)
+
+
+def start_facts(layers: Iterable[tuple[str, nn.Module]], rank: int) -> dict[str, Any]:
+    """For the record: each gradient's numerical rank, and how many of the 2 rank directions a matrix were missing."""
+    ranks = {name: int(layer.gradient_rank) for name, layer in layers}
+    return {"gradient_rank": ranks, "directions_missing": sum(max(0, 2 * rank - found) for found in ranks.values())}
 
 
 def _directions(G: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor, int]:

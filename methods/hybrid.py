@@ -36,8 +36,8 @@ from torch import Tensor, nn
 from harness.contract import Method, Probe, Run, Step, choice, log_uniform
 
 from ._butterfly import RotatedLinear, Rotations, block_rotations, eye_like, fitting_factors, rotate, rotation_facts
-from ._gradient_start import start_from_gradient
-from ._linear import Targets, adapters, is_conv1d, matrix, unwrap, wrap
+from ._gradient_start import add_start, check_rank, start_facts, start_layer
+from ._linear import Targets, adapters, matrix, unwrap, wrap
 from ._low_rank import add_low_rank, base_output
 from ._mixing import Norm, branch_sizes, follow, spread
 
@@ -54,9 +54,7 @@ class _HybridLinear(RotatedLinear):
         like = {"dtype": self.Q.dtype, "device": self.Q.device}
         self.A = nn.Parameter(torch.zeros(rank, self.in_size, **like))
         self.B = nn.Parameter(torch.zeros(self.out_size, rank, **like))
-        self.register_buffer("A0", torch.zeros_like(self.A))
-        self.register_buffer("B0", torch.zeros_like(self.B))
-        self.register_buffer("gradient_rank", torch.zeros((), dtype=torch.int64, device=self.Q.device))
+        add_start(self)
         self.register_buffer("lambda_", torch.full((), share, dtype=torch.float32, device=self.Q.device))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -114,7 +112,7 @@ class Hybrid(Method):
 
     def initialize(self, model: nn.Module, probe: Probe) -> None:
         layers = {f"{name}.base.weight": layer for name, layer in adapters(model, _HybridLinear)}
-        probe.mean_gradients(list(layers), self.probe_batches, lambda name, G: self._start(layers[name], G))
+        probe.mean_gradients(list(layers), self.probe_batches, lambda name, G: start_layer(layers[name], G, self.gamma))
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         low_rank = [p for layer in self._layers for p in (layer.A, layer.B)]
@@ -155,12 +153,10 @@ class Hybrid(Method):
 
     def facts(self, model: nn.Module) -> dict[str, Any]:
         named = list(adapters(model, _HybridLinear))
-        ranks = {name: int(layer.gradient_rank) for name, layer in named}
         fewer = {name: len(layer.Q) for name, layer in named if len(layer.Q) < self.factors}
         return {
             **({} if self.mix == "sum" else {"lambda": spread([layer.lambda_ for layer in self._layers])}),
-            "gradient_rank": ranks,
-            "directions_missing": sum(max(0, 2 * self.rank - rank) for rank in ranks.values()),
+            **start_facts(named, self.rank),
             **rotation_facts(self._layers),
             **({"fewer_factors": fewer} if fewer else {}),
         }
@@ -184,22 +180,9 @@ class Hybrid(Method):
         sizes = branch_sizes(low_rank, turns, self.lambda_norm, rates)
         return follow(lambda_, sizes, (lambda_, 1 - lambda_) if self._mixed else None, self.ema, self.clamp)
 
-    @torch.no_grad()
-    def _start(self, layer: _HybridLinear, gradient: Tensor) -> None:
-        G = gradient.t() if is_conv1d(layer.base) else gradient
-        start = start_from_gradient(G, self.rank, layer.scale, self.gamma)
-        for trained, kept, value in ((layer.A, layer.A0, start.A0), (layer.B, layer.B0, start.B0)):
-            trained.copy_(value)
-            kept.copy_(value)
-        layer.gradient_rank.fill_(start.numerical_rank)
-
     def _adapted(self, base: nn.Module) -> _HybridLinear:
         out_size, in_size = matrix(base).shape
-        if self.rank > min(out_size, in_size):
-            raise ValueError(
-                f"Hybrid takes rank={self.rank} orthogonal directions from a gradient of ({out_size}, {in_size}). "
-                f"Choose a rank of at most {min(out_size, in_size)}, or other targets."
-            )
+        check_rank("Hybrid", self.rank, out_size, in_size)
         factors = fitting_factors("Hybrid", in_size, self.factors, self.block_size, self.indivisible)
         scale = self.alpha / math.sqrt(self.rank)
         return _HybridLinear(base, self.rank, scale, factors, self.block_size, self.lambda_init, self._mixed)

@@ -28,8 +28,8 @@ from torch import Tensor, nn
 
 from harness.contract import Method, Probe, Run, Step, choice, log_uniform
 
-from ._gradient_start import Impl, Init, start_from_gradient
-from ._linear import Adapter, Targets, adapters, is_conv1d, matrix, unwrap, wrap
+from ._gradient_start import Impl, Init, add_start, check_rank, start_facts, start_layer
+from ._linear import Targets, adapters, matrix, unwrap, wrap
 from ._low_rank import LowRankLinear, add_low_rank, base_output
 
 Base = Literal["centred", "subtract"]
@@ -38,14 +38,8 @@ Base = Literal["centred", "subtract"]
 class _StartedLinear(LowRankLinear):
     def __init__(self, base: nn.Module, rank: int, scale: float):
         super().__init__(base, rank, scale)
-        if rank > min(self.in_size, self.out_size):
-            raise ValueError(
-                f"LoRA-GA takes rank={rank} orthogonal directions from a gradient of ({self.out_size}, {self.in_size}). "
-                f"Choose a rank of at most {min(self.in_size, self.out_size)}, or other targets."
-            )
-        self.register_buffer("A0", self.A.detach().clone())
-        self.register_buffer("B0", self.B.detach().clone())
-        self.register_buffer("gradient_rank", torch.zeros((), dtype=torch.int64, device=self.A.device))
+        check_rank("LoRA-GA", rank, self.out_size, self.in_size)
+        add_start(self)
         self.subtracted = False  # is - s B0 A0 in the base's weight?
 
     def forward(self, x: Tensor) -> Tensor:
@@ -99,17 +93,9 @@ class LoRAGA(Method):
 
     def initialize(self, model: nn.Module, probe: Probe) -> None:
         layers = {f"{name}.base.weight": layer for name, layer in adapters(model, _StartedLinear)}
-        probe.mean_gradients(list(layers), self.probe_batches, lambda name, G: self._start(layers[name], G))
+        how = self.gamma, self.init, self.impl
+        probe.mean_gradients(list(layers), self.probe_batches, lambda name, G: start_layer(layers[name], G, *how))
         self._subtract()
-
-    @torch.no_grad()
-    def _start(self, layer: Adapter, gradient: Tensor) -> None:
-        G = gradient.t() if is_conv1d(layer.base) else gradient
-        start = start_from_gradient(G, self.rank, layer.scale, self.gamma, self.init, self.impl)
-        for trained, kept, value in ((layer.A, layer.A0, start.A0), (layer.B, layer.B0, start.B0)):
-            trained.copy_(value)
-            kept.copy_(value if self.init == "paper" else torch.zeros_like(value))
-        layer.gradient_rank.fill_(start.numerical_rank)
 
     def before_step(self, model: nn.Module, step: Step) -> None:
         self._subtract()  # after a restore or a reload; else it is done
@@ -124,11 +110,7 @@ class LoRAGA(Method):
         unwrap(model, _StartedLinear, _merged)
 
     def facts(self, model: nn.Module) -> dict[str, Any]:
-        ranks = {name: int(layer.gradient_rank) for name, layer in adapters(model, _StartedLinear)}
-        return {
-            "gradient_rank": ranks,
-            "directions_missing": sum(max(0, 2 * self.rank - rank) for rank in ranks.values()),
-        }
+        return start_facts(adapters(model, _StartedLinear), self.rank)
 
 
 def _merged(layer: _StartedLinear, weight: Tensor) -> Tensor:
