@@ -1,7 +1,7 @@
 """Figures of a suite: ``python -m evidence.figures --collected results/S/collected --out results/S/figures``.
 
-Each as SVG, PDF and PNG: ``fig1_time_memory``, ``fig2_curves``, ``fig3_layers``, ``scores``; further pages end in ``_2``
-and so on.
+Each as SVG, PDF and PNG: ``fig1_time_memory``, ``fig2_curves``, ``fig3_layers``, ``fig4_rates``, ``fig5_plateau``,
+``scores``; further pages end in ``_2`` and so on.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMATS = ("svg", "pdf", "png")
-NAMES = ("fig1_time_memory", "fig2_curves", "fig3_layers", "scores")
+NAMES = ("fig1_time_memory", "fig2_curves", "fig3_layers", "fig4_rates", "fig5_plateau", "scores")
 
 
 def draw(collected: Collected) -> dict[str, Figure]:
@@ -27,6 +27,8 @@ def draw(collected: Collected) -> dict[str, Figure]:
     from evidence.figure_cost import cost_pages
     from evidence.figure_curves import SIDES, curve_pages
     from evidence.figure_layers import NAME, layer_pages
+    from evidence.figure_plateau import plateau_pages
+    from evidence.figure_rates import rate_pages
     from evidence.figure_scores import score_pages
     from evidence.pools import panels
 
@@ -34,11 +36,14 @@ def draw(collected: Collected) -> dict[str, Figure]:
     look = styles(collected.suite["variants"])
     labels = dict(zip(collected.runs["model"], collected.runs["model_label"], strict=True))
     models = {model: labels[model] for model in collected.suite["models"] if model in labels}
+    scored = panels(collected)
     pages = (
         cost_pages(collected.costs, look) if len(collected.costs) else [],
         curve_pages(collected.curves(list(SIDES)), look),
         layer_pages(collected.curves([NAME]), look),
-        score_pages(panels(collected), models, look),
+        rate_pages(collected.runs, look),
+        plateau_pages(collected.runs, scored, look),
+        score_pages(scored, models, look),
     )
     return {
         name + (f"_{number}" if number > 1 else ""): figure

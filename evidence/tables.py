@@ -1,6 +1,7 @@
 """Tables of a suite, one command: ``python -m evidence.tables --collected results/S/collected --out results/S/tables``.
 
-Writes ``scores`` (the Hybrid paper's Table I layout) and ``cost``, each as Markdown, CSV and LaTeX.
+Writes ``scores`` (the Hybrid paper's Table I layout), ``cost`` and, where the suite searched for one, ``learning_rates``,
+each as Markdown, CSV and LaTeX.
 ``python -m evidence.tables --plan results/S/plan.json --corpus C --out results/S/tables`` writes ``C.md`` in a second,
 straight from the records, as soon as one corpus is done.
 """
@@ -15,6 +16,7 @@ from evidence.cells import EvidenceError
 from evidence.collected import Collected, FromRecords
 from evidence.cost_table import cost_table
 from evidence.layout import Table, csv_text, latex, markdown
+from evidence.learning_rates import rates_table
 from evidence.score_table import score_table
 
 
@@ -33,6 +35,7 @@ def titles(collected: Collected) -> dict[str, str]:
     return {
         "scores": f"Suite {suite}: scores by benchmark, method and model",
         "cost": f"Suite {suite}: what training costs",
+        "learning_rates": f"Suite {suite}: validation loss by learning rate",
     }
 
 
@@ -52,9 +55,11 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.corpus:
             written = [_early(collected, arguments.corpus, arguments.out)]
         else:
-            written = write_table(score_table(collected, titles(collected)["scores"]), arguments.out, "scores")
-            if costs := cost_table(collected, titles(collected)["cost"]):
-                written += write_table(costs, arguments.out, "cost")
+            made = {"scores": score_table, "cost": cost_table, "learning_rates": rates_table}
+            written = []
+            for name, make in made.items():
+                if table := make(collected, titles(collected)[name]):
+                    written += write_table(table, arguments.out, name)
     except EvidenceError as error:
         print(error, file=sys.stderr)
         return 2

@@ -1,0 +1,88 @@
+"""Fig. 4: validation loss against learning rate, a panel per model and corpus, where a suite searched (learning_rates.py).
+
+A point is the mean over seeds, the filled one is chosen; a run that failed is a cross on the upper edge. The dotted line
+is the loss before training, above which a rate did harm.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from evidence.learning_rates import Search, searches
+from evidence.names import FAMILIES
+from evidence.style import PAGE_WIDTH, Style, footer, legend_columns
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+PANEL_HEIGHT = 2.9  # inches
+ACROSS = 2
+HOW = (
+    "Points: mean validation loss over seeds at the end of training; filled: the lowest, which is chosen. A cross at the top: "
+    "that run failed.\nDotted: validation loss before training."
+)
+
+
+def rate_pages(runs: pd.DataFrame, styles: dict[str, Style]) -> list[Figure]:
+    """One page, or none where the suite searched no rates."""
+    found = searches(runs)
+    panels: dict[tuple[str, str], list[Search]] = {}
+    for search in found:
+        panels.setdefault((search.model, search.corpus), []).append(search)
+    return [_page(panels, runs, styles)] if panels else []
+
+
+def _page(panels: dict[tuple[str, str], list[Search]], runs: pd.DataFrame, styles: dict[str, Style]) -> Figure:
+    import matplotlib.pyplot as plt
+
+    rows = -(-len(panels) // ACROSS)
+    size = (PAGE_WIDTH, PANEL_HEIGHT * rows + 0.75)
+    figure, axes = plt.subplots(rows, ACROSS, figsize=size, squeeze=False, layout="constrained")
+    drawn: dict[str, object] = {}
+    for axis in axes.flat[len(panels) :]:
+        axis.set_axis_off()
+    for axis, ((model, corpus), group) in zip(axes.flat, panels.items(), strict=False):
+        axis.set_title(f"{group[0].model_label}\n{group[0].corpus_label}", fontweight="bold")
+        here = runs[(runs["model"] == model) & (runs["corpus"] == corpus)]
+        before = here["validation_first"].dropna()
+        for search in group:
+            drawn.setdefault(_label(search), _draw(axis, search, styles[search.variant]))
+        if len(before):
+            axis.axhline(before.mean(), color="#888888", linewidth=0.8, linestyle=":", zorder=1)
+        _finish(axis, group, before.mean() if len(before) else None)
+    figure.legend(
+        drawn.values(), drawn.keys(), loc="outside upper center", ncols=legend_columns(list(drawn)), handlelength=2.6
+    )
+    footer(figure, HOW)
+    return figure
+
+
+def _label(search: Search) -> str:
+    return FAMILIES.get(search.method, search.method)
+
+
+def _draw(axis, search: Search, style: Style):
+    good = {rate: point.loss for rate, point in search.points.items() if point.loss is not None}
+    look = {"color": style.colour, "linestyle": style.line, "marker": style.marker}
+    (line,) = axis.plot(good.keys(), good.values(), markerfacecolor="white", markersize=5, **look)
+    if search.best is not None:
+        axis.plot([search.best], [good[search.best]], color=style.colour, marker=style.marker, markersize=7)
+    failed = [rate for rate in search.points if rate not in good]
+    axis.plot(
+        failed, [0.97] * len(failed), "x", color=style.colour, transform=axis.get_xaxis_transform(), clip_on=False
+    )
+    return line
+
+
+def _finish(axis, group: list[Search], before: float | None) -> None:
+    """A logarithmic rate; the loss from its lowest to little above that before training: what diverged leaves the panel."""
+    axis.set_xscale("log")
+    axis.set_xlabel("learning rate")
+    axis.set_ylabel("validation loss, nats")
+    losses = [point.loss for search in group for point in search.points.values() if point.loss is not None]
+    if losses:
+        low, high = min(losses), max(losses)
+        high = min(high, 1.15 * before) if before else high
+        margin = 0.06 * max(high - low, 1e-6)
+        axis.set_ylim(low - margin, high + margin)

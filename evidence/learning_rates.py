@@ -1,0 +1,132 @@
+"""A search over learning rates, where a suite has one: variants that differ by nothing else, held against each other.
+
+The choice is by validation loss alone, the mean over seeds; a rate whose run did not end well cannot be chosen. Rates of
+a variant that has several (Hybrid's two branches) move together, and its first, ``learning_rate``, names the point.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from evidence.layout import Group, Table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from evidence.collected import Collected
+
+LEAST = 2  # points that make a search
+
+
+class Point(NamedTuple):
+    """One rate of a search. ``loss``: validation loss, the mean over seeds; None where a run did not end well."""
+
+    variant: str
+    loss: float | None
+    status: str  # "ok", or how the first bad run ended
+    trained: int | None  # parameters
+
+
+@dataclass(frozen=True)
+class Search:
+    """One setting of a method on one model and corpus; ``points`` by learning rate, in order."""
+
+    model: str
+    model_label: str
+    corpus: str
+    corpus_label: str
+    method: str
+    seeds: int
+    points: dict[float, Point]
+
+    @property
+    def variant(self) -> str:
+        """The first point's name, for its colour."""
+        return next(iter(self.points.values())).variant
+
+    @property
+    def best(self) -> float | None:
+        """The rate of the lowest validation loss; None where every run failed."""
+        good = {rate: point.loss for rate, point in self.points.items() if point.loss is not None}
+        return min(good, key=good.get) if good else None
+
+    @property
+    def at_edge(self) -> bool:
+        """Whether the choice is the first or the last rate that was tried: a wider search might choose another."""
+        return self.best in (min(self.points), max(self.points))
+
+
+def searches(runs: pd.DataFrame) -> list[Search]:
+    """All settings that a suite tried at several rates, in its order. Columns as in runs.parquet."""
+    return [setting for setting in settings(runs) if len(setting.points) >= LEAST]
+
+
+def settings(runs: pd.DataFrame) -> list[Search]:
+    """All settings of all methods: variants that differ by learning rates alone are one."""
+    trained = runs[runs["hyperparameters"] != ""].drop_duplicates(["model", "corpus", "variant", "seed"])
+    found: dict[tuple, list] = {}
+    for row in trained.to_dict("records"):
+        fields = json.loads(row["hyperparameters"])
+        others = {k: v for k, v in fields.items() if not k.endswith("learning_rate")}
+        key = (row["model"], row["corpus"], row["method"], json.dumps(others, sort_keys=True))
+        if "learning_rate" in fields:
+            found.setdefault(key, []).append((fields["learning_rate"], row))
+    return [_search(points) for points in found.values()]
+
+
+def _search(points: list[tuple[float, dict]]) -> Search:
+    first = points[0][1]
+    by_rate: dict[float, list[dict]] = {}
+    for rate, row in sorted(points, key=lambda point: point[0]):
+        by_rate.setdefault(rate, []).append(row)
+    made = {}
+    for rate, rows in by_rate.items():
+        bad = next((str(row["status"]) for row in rows if row["status"] != "ok" or not _number(row)), "")
+        loss = None if bad else sum(row["validation_last"] for row in rows) / len(rows)
+        counts = [
+            int(row["parameters_trained"]) for row in rows if row["parameters_trained"] == row["parameters_trained"]
+        ]
+        made[rate] = Point(rows[0]["variant"], loss, bad or "ok", counts[0] if counts else None)
+    named = (first[name] for name in ("model", "model_label", "corpus", "corpus_label", "method"))
+    return Search(*named, max(len(rows) for rows in by_rate.values()), made)
+
+
+def _number(row: dict) -> bool:
+    return row["validation_last"] is not None and row["validation_last"] == row["validation_last"]
+
+
+def rates_table(collected: Collected, title: str) -> Table | None:
+    """A row per model, corpus and method, a column per rate, the choice in brackets; None where there is no search."""
+    found = searches(collected.runs)
+    if not found:
+        return None
+    rates = sorted({rate for search in found for rate in search.points})
+    heads = [("Validation loss, nats, at learning rate", [f"{rate:.0e}" for rate in rates]), ("", ["chosen", "seeds"])]
+    table = Table(title, ("Model, corpus", "Method"), heads, [], [])
+    groups: dict[tuple[str, str], Group] = {}
+    for search in found:
+        group = groups.setdefault((search.model, search.corpus), Group([search.model_label, search.corpus_label]))
+        chosen = "—" if search.best is None else f"{search.best:.0e}" + (" (edge)" if search.at_edge else "")
+        cells = [_cell(search, rate) for rate in rates]
+        group.rows.append([search.method, *cells, chosen, str(search.seeds)])
+        table.records += [
+            {"model": search.model, "corpus": search.corpus, "method": search.method, "learning_rate": rate,
+             "validation_loss": point.loss, "status": point.status, "chosen": rate == search.best}
+            for rate, point in search.points.items()
+        ]  # fmt: skip
+    table.groups = list(groups.values())
+    table.notes = [
+        "Chosen by the lowest mean validation loss, in brackets; test items play no part. (edge): the choice is the first "
+        "or last rate that was tried.",
+    ]
+    return table
+
+
+def _cell(search: Search, rate: float) -> str:
+    if rate not in search.points:
+        return ""
+    point = search.points[rate]
+    text = point.status if point.loss is None else f"{point.loss:.4f}"
+    return f"[{text}]" if rate == search.best else text

@@ -1,0 +1,136 @@
+"""The search over learning rates: what counts as one, what is chosen, what its table and figure say."""
+
+from __future__ import annotations
+
+import json
+import types
+
+import pandas as pd
+import pytest
+
+from evidence.figure_rates import rate_pages
+from evidence.layout import csv_text, markdown
+from evidence.learning_rates import rates_table, searches, settings
+from evidence.style import styles, use_print_style
+
+COLUMNS = ("variant", "method", "seed", "status", "validation_last", "hyperparameters")
+
+
+def row(variant, rate, loss, method="lora", seed=7, status="ok", model="tiny", **fields):
+    """One run: its method's fields are the rate and the others."""
+    hyperparameters = json.dumps({"learning_rate": rate, "rank": 4, **fields})
+    values = dict(zip(COLUMNS, (variant, method, seed, status, loss, hyperparameters), strict=True))
+    labels = {"model": model, "model_label": model, "corpus": "rows", "corpus_label": "Rows"}
+    return {**labels, **values, "validation_first": 0.7, "eval": "rows", "parameters_trained": 1000}
+
+
+ROWS = [
+    row("lora-1e-4", 1e-4, 0.62),
+    row("lora-1e-3", 1e-3, 0.50),
+    row("lora-1e-3", 1e-3, 0.54, seed=8),
+    row("lora-1e-4", 1e-4, 0.60, seed=8),
+    row("lora-1e-2", 1e-2, 0.40, status="diverged"),
+    row("lora-r8", 1e-3, 0.1, rank=8),  # another method setting: no search of its own, as it has one rate
+    row("hybrid-a", 1e-4, 0.58, "hybrid", orthogonal_learning_rate=1e-3),
+    row("hybrid-b", 1e-3, 0.59, "hybrid", orthogonal_learning_rate=1e-2),
+    {**row("untuned", 0.0, None, "untuned"), "hyperparameters": ""},
+]
+
+
+@pytest.fixture
+def runs():
+    return pd.DataFrame(ROWS)
+
+
+def test_a_search_is_variants_that_differ_by_rates_alone(runs):
+    found = {search.method: search for search in searches(runs)}
+    assert set(found) == {"lora", "hybrid"}
+    assert list(found["lora"].points) == [1e-4, 1e-3, 1e-2]
+    assert list(found["hybrid"].points) == [1e-4, 1e-3]  # both branches' rates move, the first names the point
+
+
+def test_the_lowest_mean_over_seeds_is_chosen_and_a_failure_never(runs):
+    lora = next(search for search in searches(runs) if search.method == "lora")
+    assert lora.points[1e-3] == ("lora-1e-3", pytest.approx(0.52), "ok", 1000)
+    assert lora.points[1e-2][1:3] == (None, "diverged")
+    assert lora.best == 1e-3 and lora.seeds == 2 and not lora.at_edge
+    assert next(search for search in searches(runs) if search.method == "hybrid").at_edge
+
+
+def test_a_run_with_two_evals_counts_once(runs):
+    twice = pd.concat([runs, runs.assign(eval="other")])
+    assert searches(twice) == searches(runs)
+
+
+def test_the_table_marks_the_choice_and_names_failures(runs):
+    table = rates_table(types.SimpleNamespace(runs=runs), "Rates")
+    lora, hybrid = table.groups[0].rows
+    assert lora == ["lora", "0.6100", "[0.5200]", "diverged", "1e-03", "2"]
+    assert hybrid == ["hybrid", "[0.5800]", "0.5900", "", "1e-04 (edge)", "1"]
+    assert "[0.5200]" in markdown(table).replace("\\", "") and "diverged" in csv_text(table)
+
+
+def test_a_suite_without_a_search_has_neither(runs):
+    single = runs[runs["variant"].isin(["lora-r8", "untuned"])]
+    assert rates_table(types.SimpleNamespace(runs=single), "Rates") is None
+    assert rate_pages(single, {}) == []
+
+
+def test_the_figure_has_a_panel_a_model_and_a_line_a_method(runs):
+    use_print_style()
+    both = pd.concat([runs, runs.assign(model="small", model_label="small")])
+    (page,) = rate_pages(both, styles(list(dict.fromkeys(runs["variant"]))))
+    shown = [axis for axis in page.axes if axis.axison]
+    assert [axis.get_title() for axis in shown] == ["tiny\nRows", "small\nRows"]
+    assert [text.get_text() for text in page.legends[0].get_texts()] == ["LoRA", "Hybrid"]
+    filled = [line for line in shown[0].lines if len(line.get_xdata()) == 1]
+    assert [line.get_xdata()[0] for line in filled if line.get_marker() != "x"] == [1e-3, 1e-4]
+
+
+# --------------------------------------------------------------------------- quality against size
+
+SIZES = {4: 1000, 8: 2000, 16: 4000}
+
+
+def sized(rank, rate, loss):
+    made = row(f"lora-r{rank}-{rate:g}", rate, loss, rank=rank)
+    return {**made, "parameters_trained": SIZES[rank], "metric": "accuracy", "headline": True}
+
+
+@pytest.fixture
+def ladder():
+    """Three sizes at two rates each, the better rate another one at the middle size; and full fine-tuning."""
+    rows = [sized(rank, rate, loss) for rank, low, high in ((4, 0.5, 0.6), (8, 0.5, 0.4), (16, 0.3, 0.4))
+            for rate, loss in ((1e-4, low), (1e-3, high))]  # fmt: skip
+    full = {**row("full", 1e-5, 0.3, "full"), "parameters_trained": 9000, "metric": "accuracy", "headline": True}
+    return pd.DataFrame([*rows, full])
+
+
+def test_each_size_takes_its_own_rate_by_validation(ladder):
+    from evidence.figure_plateau import ladders
+
+    (sizes,) = ladders(settings(ladder)).values()
+    assert [search.points[search.best].variant for search in sizes] == [
+        "lora-r4-0.0001",
+        "lora-r8-0.001",
+        "lora-r16-0.0001",
+    ]
+    assert [search.points[search.best].trained for search in sizes] == [1000, 2000, 4000]
+    assert ladders(settings(ladder[ladder["variant"].str.contains("r4|r8")])) == {}  # two sizes are no line
+
+
+def test_the_plateau_draws_the_chosen_variants_scores_and_full_fine_tuning(ladder):
+    from evidence.figure_plateau import plateau_pages
+    from evidence.pools import Panel, Pool
+    from evidence.stats import Interval, spread
+
+    scores = {variant: 50.0 + place for place, variant in enumerate(ladder["variant"])}
+    pools = {(v, "tiny"): Pool([], spread([s]), Interval(s - 1, s + 1, "items"), (7,), "", 100, None)
+             for v, s in scores.items()}  # fmt: skip
+    panel = Panel("rows", "rows", "accuracy", ladder.assign(eval_label="Rows", unit="%", generated=False), pools)
+    use_print_style()
+    (page,) = plateau_pages(ladder, [panel], styles(list(scores)))
+    line, *_ = [line for line in page.axes[0].lines if len(line.get_xdata()) == 3]
+    assert list(line.get_xdata()) == [1000, 2000, 4000] and list(line.get_ydata()) == [50.0, 53.0, 54.0]
+    dashed = [line for line in page.axes[0].lines if line.get_linestyle() == "--"]
+    assert [line.get_ydata()[0] for line in dashed] == [56.0]
