@@ -127,6 +127,7 @@ def _facts(cell: dict, entry: dict, found: Outcome) -> dict[str, Any]:
         "validation_last": validation[-1][1] if validation else None,
         "train_seconds": dig(train, "phases", "train", "seconds"),
         "rss_peak_bytes": dig(train, "memory", "rss_peak_bytes"),
+        "facts": _json(train.get("facts") or {}),
         "commit": str(dig(first, "provenance", "commit") or ""),
         "dirty": bool(dig(first, "provenance", "dirty")),
         "device": plain(dig(first, "provenance", "device")),
