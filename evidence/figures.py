@@ -1,7 +1,7 @@
 """Figures of a suite: ``python -m evidence.figures --collected results/S/collected --out results/S/figures``.
 
 Each as SVG, PDF and PNG: ``fig1_time_memory``, ``fig2_curves``, ``fig3_layers``, ``fig4_rates``, ``fig5_plateau``,
-``scores``; further pages end in ``_2`` and so on.
+``fig6_blocks``, ``scores``; further pages end in ``_2`` and so on.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMATS = ("svg", "pdf", "png")
-NAMES = ("fig1_time_memory", "fig2_curves", "fig3_layers", "fig4_rates", "fig5_plateau", "scores")
+NAMES = ("fig1_time_memory", "fig2_curves", "fig3_layers", "fig4_rates", "fig5_plateau", "fig6_blocks", "scores")
 
 
 def draw(collected: Collected) -> dict[str, Figure]:
     """All figures of a suite by file name. A figure without any data is left out."""
+    from evidence.figure_blocks import block_pages
     from evidence.figure_cost import cost_pages
     from evidence.figure_curves import SIDES, curve_pages
     from evidence.figure_layers import NAME, layer_pages
@@ -43,6 +44,7 @@ def draw(collected: Collected) -> dict[str, Figure]:
         layer_pages(collected.curves([NAME]), look),
         rate_pages(collected.runs, look),
         plateau_pages(collected.runs, scored, look),
+        block_pages(collected.runs, look),
         score_pages(scored, models, look),
     )
     return {

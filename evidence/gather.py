@@ -130,6 +130,7 @@ def _facts(cell: dict, entry: dict, found: Outcome) -> dict[str, Any]:
         "refreshes": dig(train, "clocks", "refresh", "count"),
         "refresh_seconds": dig(train, "clocks", "refresh", "seconds"),
         "rss_peak_bytes": dig(train, "memory", "rss_peak_bytes"),
+        "facts": _json(train.get("facts") or {}),
         "commit": str(dig(first, "provenance", "commit") or ""),
         "dirty": bool(dig(first, "provenance", "dirty")),
         "device": plain(dig(first, "provenance", "device")),

@@ -15,6 +15,7 @@ import pytest
 
 from evidence import collect, figures, notebook
 from evidence.collected import Collected
+from evidence.figure_blocks import block_pages, shares
 from evidence.figure_curves import binned
 from evidence.figure_layers import by_layer, layer_pages
 from evidence.style import FAMILY_STYLES, PAGE_HEIGHT, styles
@@ -48,9 +49,18 @@ def many(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def drawn(collected, many):
+def sparse(tmp_path_factory):
+    """SMT alone on one corpus: a training has a row for each of two metrics."""
+    folder = tmp_path_factory.mktemp("results") / "sparse"
+    plan = fake_results.build(folder, corpora=("snippets",), variants={"smt": "smt"})
+    collect.main(["--plan", str(plan), "--out", str(folder / "collected")])
+    return Collected(folder / "collected")
+
+
+@pytest.fixture(scope="module")
+def drawn(collected, many, sparse):
     crowd = {f"{name} of many": figure for name, figure in figures.draw(many).items() if "scores" not in name}
-    return figures.draw(Collected(collected)) | crowd
+    return figures.draw(Collected(collected)) | crowd | {"blocks": figures.draw(sparse)["fig6_blocks"]}
 
 
 def texts(figure):
@@ -244,6 +254,38 @@ def test_a_variant_whose_runs_all_failed_says_so(many):
     rows = rows[rows["variant"] == "hybrid"].assign(status="diverged")
     (page,) = layer_pages(rows, styles(["hybrid"]))
     assert any("no run ended well" in text.get_text() for text in texts(page))
+
+
+# --------------------------------------------------------------------------- chosen blocks
+
+
+def test_shares_of_blocks_are_percent_of_the_chosen_ones_and_means_over_seeds():
+    one = {"blocks": 4, "chosen_blocks": {"q": [1, 1], "v": [0, 2]}, "candidate_blocks": {"q": 30, "v": 10}}
+    other = {**one, "chosen_blocks": {"q": [0, 4], "v": [0, 0]}}
+    assert shares([one]) == {"q": ([25.0, 25.0], 75.0), "v": ([0.0, 50.0], 25.0)}
+    assert shares([one, other]) == {"q": ([12.5, 62.5], 75.0), "v": ([0.0, 25.0], 25.0)}
+
+
+def test_the_figure_of_blocks_shows_the_facts_of_the_records(sparse):
+    (page,) = block_pages(sparse.runs, styles(sparse.suite["variants"]))
+    layers, totals = page.axes
+    rolled = {role: np.array([counts, [counts[-1], *counts[:-1]]]) for role, counts in fake_results.BLOCKS.items()}
+    for bars, counts in zip(layers.containers, rolled.values(), strict=True):
+        np.testing.assert_allclose([bar.get_height() for bar in bars], 100 * counts.mean(0) / 8)
+    top = [bar.get_y() + bar.get_height() for bar in layers.containers[-1]]
+    np.testing.assert_allclose(top, 100 * sum(counts.mean(0) for counts in rolled.values()) / 8)  # stacked
+    np.testing.assert_allclose([bars[0].get_width() for bars in totals.containers], [37.5, 12.5, 50.0])
+    np.testing.assert_allclose([line.get_xdata()[0] for line in totals.get_lines()], [60, 20, 20])
+    said = {text.get_text() for text in texts(page)}
+    assert {"SMT: 2 seeds", "q", "k", "v", "layer", "chosen blocks, %"} <= said
+
+
+def test_blocks_of_runs_that_failed_are_not_drawn_and_without_blocks_there_is_no_such_figure(sparse, small):
+    look = styles(sparse.suite["variants"])
+    (page,) = block_pages(sparse.runs.assign(status="diverged"), look)
+    assert any("no run ended well" in text.get_text() for text in texts(page)) and not page.axes[0].containers
+    collected = Collected(small)
+    assert block_pages(collected.runs, styles(collected.suite["variants"])) == []
 
 
 def test_eight_methods_stand_in_the_curves_each_with_a_look_of_its_own(many):
