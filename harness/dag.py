@@ -89,9 +89,10 @@ def score_inputs(loaded: Suite, w: object, assets: object) -> list[str]:
 
 
 def scores(loaded: Suite, corpus: str | None = None) -> list[str]:
-    """Score records of the suite, or of one corpus."""
+    """Score records of the suite, or of one corpus; of a training that nothing scores, its own record."""
     chosen = [t for t in loaded.trainings if corpus in (None, t.corpus)]
-    return [str(cells.score_record(t, e)) for t in chosen for e in t.evals]
+    found = [[cells.score_record(t, e) for e in t.evals] or [cells.train_record(t)] for t in chosen]
+    return [str(path) for paths in found for path in paths]
 
 
 def costs(loaded: Suite) -> list[str]:

@@ -79,9 +79,9 @@ class Suite:
         evals: dict[tuple, list[str]] = {}
         for block in self.raw["grid"]:
             for corpus, model in itertools.product(block["corpora"], block["models"]):
-                scored = tuple(block.get("evals") or find_plugin("corpora", corpus).names("evals"))
+                scored = tuple(block.get("evals", find_plugin("corpora", corpus).names("evals")))  # []: trained only
                 cells = [(v, s) for s in block["seeds"] for v in block["variants"]]
-                baselines = [("untuned", 0)]
+                baselines = [("untuned", 0)] if scored else []
                 if any("majority" in find_plugin("evals", e).methods for e in scored):
                     baselines.append(("majority", 0))
                 for variant, seed in baselines + cells:
@@ -168,7 +168,7 @@ class Suite:
             for model in block["models"]:
                 _known(model, catalogue()["models"], f"{where}: model", "add it to config/catalogue.yaml")
             plugins: list[Plugin] = [find_plugin("corpora", name) for name in block["corpora"]]
-            scored = block.get("evals") or [e for plugin in plugins for e in plugin.names("evals")]
+            scored = block.get("evals", [e for plugin in plugins for e in plugin.names("evals")])
             plugins += [find_plugin("evals", name) for name in scored]
             for plugin in plugins:
                 for asset in plugin.names("assets"):

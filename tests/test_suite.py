@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import yaml
 
+from harness import dag
 from harness import suite as suites
+from harness.cells import train_record
 from harness.closure import code_hash
 from harness.failures import UserError
 from harness.plugins import ROOT, available, find_plugin, load_plugin
@@ -32,6 +34,13 @@ def test_cells_are_the_grid_and_its_baselines(tmp_path):
     assert set(names) - {"untuned/seed0", "majority/seed0"} == {
         f"{v}/seed{s}" for v in ("full", "lora-r4") for s in (0, 1)
     }
+
+
+def test_a_block_without_evals_trains_and_scores_nothing(tmp_path):
+    suite = load(tmp_path, grid=[{**BASE["grid"][0], "evals": []}])
+    assert {(t.variant, t.evals) for t in suite.trainings} == {("full", ()), ("lora-r4", ())}  # and no baselines
+    assert set(dag.scores(suite)) == {str(train_record(t)) for t in suite.trainings}
+    assert {job["stage"] for job in suite.plan()["jobs"]} == {"train", "cost"}
 
 
 def test_overrides_apply_where_they_should(tmp_path):
