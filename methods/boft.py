@@ -7,8 +7,7 @@ The products are in methods/_butterfly.py. R is block-diagonal with runs of ``bl
 must divide ``in``; where it does not, ``indivisible="fewer_factors"`` takes the largest m that does, and the record
 says where. Q starts at zero: R = I. Merged: W0 R^T. Q trains, m * in * block numbers a matrix; the skew part alone
 acts, so degrees of freedom are m * in * (block - 1) / 2. A token costs 2 in block 2^(m-1) FLOPs, forward.
-Orthogonal methods want about four times LoRA's learning rate. Papers write Cayley as (I + S)(I - S)^-1, PEFT as here;
-the rotations are the same ones, with S of the other sign.
+Papers write Cayley as (I + S)(I - S)^-1, PEFT as here; the rotations are the same ones, with S of the other sign.
 
 ``cayley="neumann"``: the inverse as a truncated series (Qiu et al., 2025, arXiv 2506.19847), R with ``neumann_terms``
 powers of S; orthogonal only while ||S|| is small, so each step's defect max |R^T R - I| is logged.
@@ -34,7 +33,7 @@ _CHOICES = {"indivisible": ("error", "fewer_factors"), "update": ("cayley", "pri
 
 @dataclass
 class BOFT(RotationMethod):
-    learning_rate: float = field(default=8e-4, metadata={"search": log_uniform(1e-5, 1e-2)})
+    learning_rate: float = field(default=1e-3, metadata={"search": log_uniform(1e-5, 1e-2)})
     factors: int = field(default=3, metadata={"search": choice(1, 2, 3)})
     block_size: int = field(default=8, metadata={"search": choice(4, 8, 16)})
     indivisible: str = "error"  # or "fewer_factors"

@@ -88,7 +88,7 @@ def _lengths(layers: Sequence[_DoRALinear]) -> Sequence[Tensor]:
 
 @dataclass
 class DoRA(Method):
-    learning_rate: float = field(default=1e-4, metadata={"search": log_uniform(1e-5, 1e-2)})
+    learning_rate: float = field(default=3e-3, metadata={"search": log_uniform(1e-5, 1e-2)})
     rank: int = field(default=16, metadata={"search": choice(4, 8, 16, 32, 64)})
     alpha: float = 32.0
     dropout: float = 0.0

@@ -18,7 +18,7 @@ from ._linear import cast_back, train_all
 
 @dataclass
 class Full(Method):
-    learning_rate: float = field(default=2e-5, metadata={"search": log_uniform(1e-6, 1e-3)})
+    learning_rate: float = field(default=3e-4, metadata={"search": log_uniform(1e-6, 1e-2)})
 
     def attach(self, model: nn.Module, run: Run) -> None:
         self._dtypes = train_all(model)

@@ -80,9 +80,9 @@ class _HybridLinear(RotatedLinear):
 
 @dataclass
 class Hybrid(Method):
-    learning_rate: float = field(default=5e-5, metadata={"search": log_uniform(1e-6, 1e-3)})
+    learning_rate: float = field(default=3e-5, metadata={"search": log_uniform(1e-6, 1e-3)})
     """Of A and B: near full fine-tuning's, as LoRA-GA's."""
-    orthogonal_learning_rate: float = field(default=4e-4, metadata={"search": log_uniform(1e-5, 1e-2)})
+    orthogonal_learning_rate: float = field(default=3e-4, metadata={"search": log_uniform(1e-5, 1e-2)})
     """Of Q."""
     rank: int = field(default=16, metadata={"search": choice(4, 8, 16, 32, 64)})
     alpha: float = 16.0

@@ -63,7 +63,7 @@ class _StartedLinear(LowRankLinear):
 
 @dataclass
 class LoRAGA(Method):
-    learning_rate: float = field(default=5e-5, metadata={"search": log_uniform(1e-6, 1e-3)})
+    learning_rate: float = field(default=3e-4, metadata={"search": log_uniform(1e-6, 1e-2)})
     rank: int = field(default=16, metadata={"search": choice(4, 8, 16, 32, 64)})
     alpha: float = 16.0
     gamma: float = 64.0

@@ -5,7 +5,7 @@
 
 The products are in methods/_butterfly.py: x turns, not W0, and all layers' R are derived once a step. Q starts at
 zero: R = I. Merged: W0 R^T. Q trains, in * block numbers a matrix; the skew part alone acts, so degrees of freedom are
-in * (block - 1) / 2. A token costs 2 in block FLOPs, forward. It wants about four times LoRA's learning rate.
+in * (block - 1) / 2. A token costs 2 in block FLOPs, forward.
 The paper writes Cayley as (I + S)(I - S)^-1; PEFT's exact OFT is as here and its Neumann OFT is as in the paper, so
 that the one rotates by the inverse of the other. Here both have one sign. Of the paper's variants, neither the radius
 constraint (COFT), nor blocks that share one R, nor a trained magnitude is here.
@@ -26,7 +26,7 @@ from ._linear import Targets, matrix, wrap
 
 @dataclass
 class OFT(RotationMethod):
-    learning_rate: float = field(default=8e-4, metadata={"search": log_uniform(1e-5, 1e-2)})
+    learning_rate: float = field(default=1e-3, metadata={"search": log_uniform(1e-5, 1e-2)})
     block_size: int = field(default=32, metadata={"search": choice(8, 16, 32, 64)})
     targets: Targets = "all-linear"
 

@@ -134,7 +134,7 @@ def _batches(parameters: list[Tensor]) -> Iterator[list[Tensor]]:
 
 @dataclass
 class URNN(Method):
-    learning_rate: float = field(default=2e-3, metadata={"search": log_uniform(1e-4, 1e-1)})
+    learning_rate: float = field(default=1e-3, metadata={"search": log_uniform(1e-4, 1e-1)})
     update: str = "adam"  # or "riemann_exp"
     as_printed: bool = False  # of riemann_exp: the paper's sign, which climbs the loss
     targets: Targets = "all-linear"
