@@ -24,7 +24,7 @@ from harness.models import find_targets
 from methods._linear import matrix
 
 Own = Callable[[int, int], int]
-"""FLOPs a token of an adapter's own products beside an (out, in) weight, forward and backward, from (in, out)."""
+"""FLOPs of a method's own products beside an (out, in) weight, a token's forward and backward, from (in, out)."""
 
 
 def low_rank(rank: int) -> Own:
@@ -35,6 +35,16 @@ def low_rank(rank: int) -> Own:
 def centred(rank: int) -> Own:
     """The same with a frozen pair subtracted, which takes part in all but the gradients of what trains."""
     return lambda inputs, outputs: 10 * rank * (inputs + outputs)
+
+
+def proximal(rank: int) -> Own:
+    """LoRA's products and one more: the new U against the output gradients, and that against the inputs."""
+    return lambda inputs, outputs: 8 * rank * (inputs + outputs)
+
+
+def projected(rank: int) -> Own:
+    """FLOPs a step, whatever its tokens: the gradient into the subspace and the update back."""
+    return lambda inputs, outputs: 4 * min(rank, inputs, outputs) * inputs * outputs
 
 
 def rotation(reach: int) -> Own:

@@ -4,8 +4,8 @@
 all under fused AdamW, and compares times step by step, so that a drift of the machine hits all alike. Contestants take
 turns in rounds of at most four, our LoRA in every one, so that few models are in memory at once.
 
-PEFT's adapters run in our loop (method ``peft``), which leaves the difference to the adapters; LoRA runs also in a bare
-torch loop with the model's own loss over all positions, as a user of PEFT would write it.
+perf/contestants.py says who they are. ``--family low-rank`` measures the other family. Where a method refreshes a basis,
+timed steps have none; steps that do are timed apart, and the difference is the refresh.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -32,82 +31,13 @@ from harness.device import choose_device
 from harness.loop import Trainer, TrainingProbe
 from harness.measure import LiveTensors, synchronize
 from harness.models import find_targets, load_model
-from harness.plugins import find_plugin, load_plugin
+from harness.plugins import find_plugin
 from harness.seeds import Streams
 from perf import contest, floor, step_report
+from perf.contestants import FAMILIES, NEVER, Entry, chosen, order, rounds
 
-RANK, BLOCK, FACTORS, BUTTERFLY = 16, 32, 3, 8
-MOST = 3  # contestants of a round beside our LoRA
-WARM = 2  # blocks that are not timed: memory's first touch, the optimizer's state
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A contestant: a method with its fields. ``peer``: the name of its counterpart in PEFT."""
-
-    name: str
-    label: str
-    method: str
-    fields: dict = field(default_factory=dict)
-    own: floor.Own | None = floor.nothing  # None: every weight trains
-    peer: str = ""
-    own_loss: bool = False
-
-
-_LORA, _BLOCKS = {"rank": RANK, "alpha": 32.0}, {"factors": FACTORS, "block_size": BUTTERFLY}
-_REACH = BUTTERFLY << (FACTORS - 1)
-OURS = (
-    Entry("full", "Full FT", "full", own=None),
-    Entry("lora", "LoRA", "lora", _LORA, floor.low_rank(RANK), "peft-lora"),
-    Entry("dora", "DoRA", "dora", _LORA, floor.low_rank(RANK), "peft-dora"),
-    Entry("oft", "OFT", "oft", {"block_size": BLOCK}, floor.rotation(BLOCK), "peft-oft"),
-    Entry("boft", f"BOFT m={FACTORS}", "boft", _BLOCKS, floor.rotation(_REACH), "peft-boft"),
-    Entry("lora-ga", "LoRA-GA", "lora-ga", {"rank": RANK}, floor.centred(RANK)),
-    Entry("urnn", "uRNN", "urnn"),
-    Entry(
-        "hybrid", "Hybrid", "hybrid", {"rank": RANK, **_BLOCKS}, floor.both(floor.centred(RANK), floor.rotation(_REACH))
-    ),
-)
-
-
-def _peft(name: str, label: str, own: floor.Own, kind: str, own_loss: bool = False, **config: object) -> Entry:
-    return Entry(name, label, "peft", {"type": kind, "config": config}, own, own_loss=own_loss)
-
-
-_PEFT_LORA = {"r": RANK, "lora_alpha": 32}
-OWN_LOSS = "peft-lora-own-loss"
-THEIRS = (
-    _peft("peft-lora", "LoRA (PEFT)", floor.low_rank(RANK), "LORA", **_PEFT_LORA),
-    _peft(OWN_LOSS, "LoRA (PEFT, model's loss)", floor.low_rank(RANK), "LORA", own_loss=True, **_PEFT_LORA),
-    _peft("peft-dora", "DoRA (PEFT)", floor.low_rank(RANK), "DORA", **_PEFT_LORA),
-    _peft("peft-oft", "OFT (PEFT)", floor.rotation(BLOCK), "OFT", oft_block_size=BLOCK),
-    _peft("peft-boft", "BOFT m=1 (PEFT)", floor.rotation(BUTTERFLY), "BOFT", boft_block_size=BUTTERFLY),
-)
-ENTRIES = {entry.name: entry for entry in (*OURS, *THEIRS)}
-ORDER = [name for ours in OURS for name in (ours.name, ours.peer, OWN_LOSS if ours.name == "lora" else "") if name]
-
-
-def chosen(names: Sequence[str]) -> list[Entry]:
-    """Our methods of these names, LoRA always, and their counterparts in PEFT."""
-    picked = [entry for entry in OURS if entry.name in names or entry.name == "lora"]
-    peers = {entry.peer for entry in picked} | {OWN_LOSS}
-    return [*picked, *(entry for entry in THEIRS if entry.name in peers)]
-
-
-def rounds(entries: Sequence[Entry]) -> list[list[Entry]]:
-    """Our LoRA with up to three others in each; a method and its counterpart share a round."""
-    by_name = {entry.name: entry for entry in entries}
-    lora = by_name.pop("lora")
-    groups = [[by_name.pop(name) for name in (lora.peer, OWN_LOSS)]]
-    for entry in [e for e in entries if e.name in by_name and e.method != "peft"]:
-        groups.append([entry, *([by_name[entry.peer]] if entry.peer else [])])
-    filled: list[list[Entry]] = []
-    for group in sorted(groups, key=len, reverse=True):
-        place = next((made for made in filled if len(made) + len(group) <= MOST), None)
-        if place is None:
-            filled.append(place := [])
-        place += group
-    return [[lora, *made] for made in filled]
+WARM = 2  # blocks that are not timed: memory's first touch, the optimizer's state, a first refresh, SMT's selection
+REFRESHES = 3  # steps that are made to refresh, after the timed ones
 
 
 # --------------------------------------------------------------------------- contestants
@@ -164,7 +94,7 @@ class Bench:
     def attached(self, entry: Entry) -> tuple[nn.Module, Method, float]:
         """(model, method, seconds of attach)."""
         model = copy.deepcopy(self.base).requires_grad_(False)
-        method = load_plugin("methods", entry.method, **entry.fields)
+        method = entry.make()
         torch.manual_seed(0)
         synchronize()
         start = time.perf_counter()
@@ -175,16 +105,15 @@ class Bench:
 
     def build(self, entry: Entry) -> contest.Ours | OwnLoss:
         """The contestant, ready to step; what its making cost goes to its results."""
-        started = "initialize" in find_plugin("methods", entry.method).methods
+        started = entry.ours and "initialize" in find_plugin("methods", entry.method).methods
         if entry.name not in self.results:
-            self.results[entry.name] = {"entry": entry, "attach": [], "prepare": [], **self._rehearsal(entry, started)}
+            lists = {"attach": [], "prepare": [], "refresh": []}
+            self.results[entry.name] = {"entry": entry, **lists, **self._rehearsal(entry, started)}
         made = self.results[entry.name]
         model, method, attach = self.attached(entry)
         made["attach"].append(attach)
-        raw = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        effective = method.effective_parameters(model)
-        made |= {"trained": raw, "effective": raw if effective is None else effective}
         if entry.own_loss:
+            made |= counts(model, method)
             return OwnLoss(model)
 
         def start(trainer: Trainer) -> None:
@@ -201,8 +130,14 @@ class Bench:
         )
 
     def _rehearsal(self, entry: Entry, started: bool) -> dict[str, int]:
-        """Attach once before it is timed, to import what it needs; bytes of a start from data, as following them takes time."""
+        """Attach once before it is timed, to import what it needs; bytes of a start from data or of a step that selects what
+        trains, as following them takes time."""
         model, method, _ = self.attached(entry)
+        if "warmup_steps" in entry.fields:
+            contestant = contest.Ours(model, method, self.folder)
+            with LiveTensors(model, contestant.trainer.optimizers) as live:
+                contestant.step(self.batches[0])
+            return {"prepare_peak": live.peak}
         if not started:
             return {}
         trainer = Trainer(model, method, contest.PROTOCOL, Streams(0), 10**6)
@@ -234,8 +169,8 @@ class Bench:
         return counter.get_total_flops()
 
     def floor_flops(self, entry: Entry) -> int:
-        base = floor.base_flops(self.base, self.batches[0], trained=entry.own is None)
-        return base + (floor.own_flops(self.base, entry.own, self.tokens) if entry.own else 0)
+        base = floor.base_flops(self.base, self.batches[0], trained=entry.every_weight)
+        return base + floor.own_flops(self.base, entry.own, self.tokens) + floor.own_flops(self.base, entry.once, 1)
 
     def timed(self, contestant: contest.Ours | OwnLoss, number: int) -> float:
         batch = self.batches[number % len(self.batches)]
@@ -257,14 +192,42 @@ class Bench:
                 if number >= 0:
                     spent[name].append(seconds)
             tell(number + WARM + 1)
+        self._refreshes(there, [entry for entry in entries if entry.refreshes], blocks)
         for entry in entries:
             result, contestant = self.results[entry.name], there.pop(entry.name)
+            if not entry.own_loss:
+                result |= counts(contestant.model, contestant.trainer.method)
             if "memory" not in result:
                 result["memory"] = self.memory(contestant)
                 result["flops"], result["floor"] = self.flops(contestant), self.floor_flops(entry)
             del contestant
             gc.collect()
         self.rounds.append(spent)
+
+    def _refreshes(self, there: dict, entries: Sequence[Entry], number: int) -> None:
+        """Seconds of steps that refresh a basis, in turn."""
+        for _ in range(REFRESHES if entries else 0):
+            for entry in entries:
+                contestant = there[entry.name]
+                refresh_next(contestant, True)
+                self.results[entry.name]["refresh"].append(self.timed(contestant, number))
+                refresh_next(contestant, False)
+
+
+def counts(model: nn.Module, method: Method) -> dict[str, int]:
+    """What trains now: entries, and degrees of freedom."""
+    raw = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    effective = method.effective_parameters(model)
+    return {"trained": raw, "effective": raw if effective is None else effective}
+
+
+def refresh_next(contestant: contest.Ours, on: bool) -> None:
+    """Make the coming step refresh, or no step: ours by an interval of which this step is a multiple."""
+    method = contestant.trainer.method
+    if hasattr(method, "refresh_next"):
+        method.refresh_next(on)
+    else:
+        method.refresh_every = max(1, contestant.trainer.state.step) if on else NEVER
 
 
 def progress(plan: Sequence[Sequence[Entry]], blocks: int) -> Callable[[int, int], None]:
@@ -285,9 +248,12 @@ def progress(plan: Sequence[Sequence[Entry]], blocks: int) -> Callable[[int, int
 def main(argv: list[str] | None = None) -> None:
     options = parse(argv)
     device = choose_device(options.threads)
-    options.out.mkdir(parents=True, exist_ok=True)
     base, _ = load_model(options.model, None, torch.float32, 0)
-    plan = rounds(chosen(options.methods))
+    entries = chosen(options.family, options.methods or [entry.name for entry in FAMILIES[options.family]])
+    for entry in [e for e in entries if not e.ours and e.method.missing()]:
+        print(f"{entry.label} left out: {entry.method.missing()}", flush=True)
+        entries.remove(entry)
+    plan = rounds(entries)
     for number, entries in enumerate(plan):
         print(f"round {number + 1}/{len(plan)}: {', '.join(entry.label for entry in entries)}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -305,15 +271,18 @@ def main(argv: list[str] | None = None) -> None:
         "rates": rates,
         "torch": torch.__version__,
     }
-    found = [bench.results[name] for name in ORDER if name in bench.results]
-    step_report.write(step_report.rows(found, bench.rounds, rates), bench.rounds, settings, options.out)
+    found = [bench.results[name] for name in order(options.family) if name in bench.results]
+    step_report.write(
+        step_report.rows(found, bench.rounds, rates), bench.rounds, settings, options.out / options.family
+    )
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m perf.step_cost", description=__doc__.splitlines()[0])
-    names = [entry.name for entry in OURS]
+    names = list(dict.fromkeys(entry.name for family in FAMILIES.values() for entry in family))
     parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--methods", nargs="+", default=names, choices=names, metavar="METHOD", help=", ".join(names))
+    parser.add_argument("--family", default="adapters", choices=list(FAMILIES))
+    parser.add_argument("--methods", nargs="+", choices=names, metavar="METHOD", help=", ".join(names))
     parser.add_argument("--blocks", type=int, default=30, help="timed steps of each contestant")
     parser.add_argument("--batches", type=int, default=4, help="different batches, taken in turn")
     parser.add_argument("--rows", type=int, default=4)
@@ -321,7 +290,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--supervised", type=int, default=32, help="tokens of a row that carry loss")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("results/perf"))
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    known = [entry.name for entry in FAMILIES[options.family]]
+    if unknown := [name for name in options.methods or [] if name not in known]:
+        parser.error(f"no {', '.join(unknown)} in the family {options.family}; it has {', '.join(known)}")
+    return options
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MIB = 2**20
-REFERENCE, OWN_LOSS = "lora", "peft-lora-own-loss"
+REFERENCE, FULL, OWN_LOSS = "lora", "full", "peft-lora-own-loss"
 KINDS = ("weights", "gradients", "optimizer", "activations", "peak")
 NOTES = """
 Ratios: medians over the steps of one round, with 95 % bootstrap intervals; below 1: the method on the left is faster.
@@ -26,7 +26,9 @@ which the first block's need a little less, as its inputs take no gradient); Ful
 step's median time over that of the floor's products at the rate of the model's own products. FLOPs are matrix products
 and attention as torch counts them; the FFTs of uRNN are neither. Memory: live tensors in MiB; gradients at their
 largest, the other kinds add up to the peak with the gradients that are there then. Free: degrees of freedom.
-Prepare: a start from data, once a training, and the most bytes of weights' gradients held at once in it.
+Prepare: a start from data, once a training, and the most bytes of weights' gradients held at once in it; for
+SMT the peak of the step that selects its blocks. Refresh: what
+a step that renews the bases takes beyond the others, which have none.
 """
 
 
@@ -46,12 +48,13 @@ def rows(found: Sequence[dict], rounds: Sequence[dict[str, list[float]]], rates:
         low, middle, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else seconds * 3
         row = {"name": entry.name, "label": entry.label, "steps": len(seconds), "seconds": middle}
         row |= {"seconds_q25": low, "seconds_q75": high, **compared(entry.name, REFERENCE, "over_lora")}
-        row |= compared(entry.name, entry.peer, "over_peft")
+        row |= compared(entry.name, FULL, "over_full") | compared(entry.name, entry.peer, "over_peer")
         row |= compared(entry.name, OWN_LOSS if entry.name == REFERENCE else "", "over_peft_own_loss")
         row |= {"flops": result["flops"], "floor_flops": result["floor"], "flops_per_second": result["flops"] / middle}
         row |= {"floor_seconds": result["floor"] / rates["own"]}
         row |= {"time_over_floor": middle / row["floor_seconds"]}
-        row |= {"trained": result["trained"], "effective": result["effective"]}
+        row |= {"refresh_seconds": _median(result["refresh"]) - middle if result["refresh"] else None}
+        row |= {"foreign": entry.foreign, "trained": result["trained"], "effective": result["effective"]}
         row |= {f"{what}_seconds": _median(result[what]) for what in ("attach", "prepare")}
         row |= {f"{name}_bytes": result.get(name) for name in ("prepare_gradients", "prepare_peak")}
         row |= {f"{kind}_bytes": size for kind, size in result["memory"].items()}
@@ -65,6 +68,7 @@ def _median(values: Sequence[float]) -> float | None:
 
 def write(rows: list[dict], rounds: list[dict], settings: dict, out: Path) -> None:
     """Print the tables; write them with CSV, JSON and figure to ``out``."""
+    out.mkdir(parents=True, exist_ok=True)
     text = markdown(rows, settings)
     print("\n" + text, flush=True)
     (out / "step_cost.md").write_text(text, encoding="utf-8")
@@ -89,9 +93,11 @@ def markdown(rows: list[dict], settings: dict) -> str:
         f"{rates['own'] / 1e9:.0f} GFLOP/s here, a square product at {rates['square'] / 1e9:.0f}."
     )
     time = [
-        ("s a step", "/ our LoRA", "/ PEFT's, in our loop", "GFLOP", "floor, GFLOP", "GFLOP/s", "time / floor"),
-        *((f"{r['seconds']:.4g}", _ratio(r, "over_lora"), _ratio(r, "over_peft"), f"{r['flops'] / 1e9:.4g}",
-           f"{r['floor_flops'] / 1e9:.4g}", f"{r['flops_per_second'] / 1e9:.3g}", f"{r['time_over_floor']:.3g}")
+        ("s a step", "/ our LoRA", "/ full FT", "/ its counterpart's", "refresh, s", "GFLOP", "floor, GFLOP", "GFLOP/s",
+         "time / floor"),
+        *((f"{r['seconds']:.4g}", *(_ratio(r, f"over_{other}") for other in ("lora", "full", "peer")),
+           _number(r["refresh_seconds"]), f"{r['flops'] / 1e9:.4g}", f"{r['floor_flops'] / 1e9:.4g}",
+           f"{r['flops_per_second'] / 1e9:.3g}", f"{r['time_over_floor']:.3g}")
           for r in rows),
     ]  # fmt: skip
     memory = [
@@ -132,7 +138,7 @@ def _size(value: int | None) -> str:
 
 
 def figure(rows: list[dict], settings: dict) -> Figure:
-    """Bars: time over our LoRA's, with intervals; memory by kind at its peak. PEFT's adapters are hatched and pale."""
+    """Bars: time over our LoRA's, with intervals; memory by kind at its peak. Other libraries' are hatched and pale."""
     use_print_style()
     import matplotlib.pyplot as plt
 
@@ -149,14 +155,14 @@ def figure(rows: list[dict], settings: dict) -> Figure:
     memory.set_yticks([])
     drawn.legend(loc="outside upper right", ncols=4, handlelength=1.4, columnspacing=1.2)
     batch = f"{settings['model']}, {settings['batch']}, {settings['device']}, {settings['threads']}."
-    footer(drawn, f"{batch} Whiskers: 95 % bootstrap intervals over steps. Hatched and pale: PEFT.")
+    footer(drawn, f"{batch} Whiskers: 95 % bootstrap intervals over steps. Hatched and pale: other libraries.")
     return drawn
 
 
 def _times(axis: Axes, rows: list[dict]) -> None:
     looks = styles([row["name"] for row in rows])
     for place, row in enumerate(rows):
-        theirs, colour = row["name"].startswith("peft-"), looks[row["name"]].colour
+        theirs, colour = row["foreign"], looks[row["name"]].colour
         alpha, hatch = (0.45, "////") if theirs else (1.0, "")
         low, middle, high = (1.0, 1.0, 1.0) if row["over_lora"] is None else _interval(row)
         axis.barh(place, middle, 0.68, color=colour, alpha=alpha, hatch=hatch, edgecolor="black", linewidth=0.4)

@@ -11,7 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from harness.loop import TrainingProbe
 from harness.tiny import tiny_model
-from perf import contest, floor, step_cost, step_report
+from perf import contest, contestants, floor, step_cost, step_report
+from perf.contestants import ENTRIES, FAMILIES, OWN_LOSS
 
 BLOCKS = 3
 
@@ -39,7 +40,7 @@ def measured(tmp_path_factory):
     ]
     with contextlib.redirect_stdout(said):
         step_cost.main([*map(str, given), "--out", str(out)])
-    return out, said.getvalue()
+    return out / "adapters", said.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -57,27 +58,37 @@ def bench(tmp_path):
 # --------------------------------------------------------------------------- who meets whom
 
 
-def test_a_round_holds_few_models_our_lora_always_and_a_method_with_its_counterpart():
-    plan = step_cost.rounds(step_cost.chosen([entry.name for entry in step_cost.OURS]))
-    names = [[entry.name for entry in entries] for entries in plan]
-    assert all(names_[0] == "lora" and len(names_) <= 1 + step_cost.MOST for names_ in names)
-    others = [name for names_ in names for name in names_[1:]]
-    assert sorted(others) == sorted(set(step_cost.ENTRIES) - {"lora"})
-    for entry in step_cost.OURS:
-        assert any({entry.name, entry.peer or entry.name} <= set(names_) for names_ in names), entry.name
-    assert any({"lora", step_cost.OWN_LOSS} <= set(names_) for names_ in names)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_round_holds_few_models_our_lora_always_and_a_method_with_its_counterpart(family):
+    entries = contestants.chosen(family, [entry.name for entry in FAMILIES[family]])
+    names = [[entry.name for entry in made] for made in contestants.rounds(entries)]
+    assert all(names_[0] == "lora" and len(names_) <= 1 + contestants.MOST for names_ in names)
+    assert {name for names_ in names for name in names_} == {entry.name for entry in entries}
+    assert set(contestants.order(family)) == {entry.name for entry in entries}
+    others = [name for names_ in names for name in names_ if name not in ("lora", "full")]
+    assert len(others) == len(set(others))  # each once, but for the two that others are held against
+    for entry in FAMILIES[family]:
+        together = {entry.name, *entry.beside, *([entry.peer] if entry.peer else [])}
+        assert any(together <= set(names_) for names_ in names), entry.name
+    assert any({"lora", OWN_LOSS} <= set(names_) for names_ in names)
 
 
 def test_fewer_methods_bring_their_counterparts_and_our_lora():
-    assert {entry.name for entry in step_cost.chosen(["boft"])} == {
-        *("lora", "peft-lora", step_cost.OWN_LOSS, "boft", "peft-boft")
+    assert {entry.name for entry in contestants.chosen("adapters", ["boft"])} == {
+        *("lora", "peft-lora", OWN_LOSS, "boft", "peft-boft")
     }
-    assert set(step_cost.ORDER) == set(step_cost.ENTRIES) and len(step_cost.ORDER) == len(step_cost.ENTRIES)
+    assert "full" in {entry.name for entry in contestants.chosen("low-rank", ["smt"])}
 
 
-@pytest.mark.parametrize("name", step_cost.ENTRIES)
+def test_a_method_of_the_other_family_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        step_cost.parse(["--family", "low-rank", "--methods", "boft"])
+    assert "no boft in the family low-rank" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", contestants.order("adapters"))
 def test_every_contestant_has_the_same_optimizer_and_weights(bench, name):
-    contestant = bench.build(step_cost.ENTRIES[name])
+    contestant = bench.build(ENTRIES[name])
     ours = isinstance(contestant, contest.Ours)
     for optimizer in contestant.trainer.optimizers if ours else contestant.optimizers:
         assert isinstance(optimizer, torch.optim.AdamW) and optimizer.defaults["fused"]
@@ -106,7 +117,7 @@ def test_peak_of_the_probes_gradients_is_what_is_held_at_once(bench, monkeypatch
             visit(name, torch.zeros(100))
 
     monkeypatch.setattr(TrainingProbe, "mean_gradients", fake)
-    contestant = bench.build(step_cost.ENTRIES["lora"])
+    contestant = bench.build(ENTRIES["lora"])
     kept = []
     for visit, most in ((lambda name, gradient: None, 400), (lambda name, gradient: kept.append(gradient), 1200)):
         probe = bench._probe(contestant.trainer)
@@ -137,7 +148,7 @@ def test_the_floor_of_the_base_is_two_forwards_and_of_full_training_three(bench)
 
 def test_what_adapters_spend_is_their_formula(table, bench):
     """Counted steps against the floor: equal but for q, k and v of the first block, whose inputs take no gradient."""
-    tokens, rank = bench.tokens, step_cost.RANK
+    tokens, rank = bench.tokens, contestants.RANK
     from_A, from_B = 2 * tokens * rank * 3 * 32, 2 * tokens * rank * (32 + 16 + 16)  # dx of A, dh of B0
     for name, unneeded in (("lora", from_A), ("peft-lora", from_A), ("lora-ga", 2 * from_A + from_B)):
         row = table[name]
@@ -153,14 +164,14 @@ def test_rates_are_of_products(bench):
 
 
 def test_every_contestant_has_its_row(table):
-    assert list(table) == step_cost.ORDER
+    assert list(table) == contestants.order("adapters")
     for name, row in table.items():
         assert float(row["seconds"]) > 0 and int(row["peak_bytes"]) > 0 and int(row["flops"]) > 0, name
         assert int(row["steps"]) == BLOCKS * (4 if name == "lora" else 1), name
         assert (row["over_lora"] == "") == (name == "lora"), name
         kinds = ("weights", "gradients_at_peak", "optimizer", "activations")
         assert sum(int(row[f"{kind}_bytes"]) for kind in kinds) == int(row["peak_bytes"]), name
-    assert {name for name, row in table.items() if row["over_peft"]} == {"lora", "dora", "oft", "boft"}
+    assert {name for name, row in table.items() if row["over_peer"]} == {"lora", "dora", "oft", "boft"}
     assert [name for name, row in table.items() if row["over_peft_own_loss"]] == ["lora"]
     assert table["full"]["trained"] == table["full"]["effective"] != table["boft"]["trained"]
     assert int(table["boft"]["effective"]) < int(table["boft"]["trained"])
@@ -169,10 +180,10 @@ def test_every_contestant_has_its_row(table):
 def test_progress_and_tables_are_printed(measured):
     out, said = measured
     text = (out / "step_cost.md").read_text(encoding="utf-8")
-    assert text in said and "round 1/4: LoRA, LoRA (PEFT)" in said and "min left" in said
+    assert text in said and "round 1/4: LoRA, " in said and "min left" in said
     lines = [line for line in text.splitlines() if line.startswith("|")]
     names = [line.split("|")[1].strip() for line in lines]
-    assert all(names.count(entry.label) == 2 for entry in step_cost.ENTRIES.values())
+    assert all(names.count(entry.label) == 2 for entry in map(ENTRIES.get, contestants.order("adapters")))
     assert len({line.count("|") for line in lines}) == 2  # two tables
 
 
@@ -187,16 +198,16 @@ def test_steps_and_figures_are_kept(measured):
 
 
 def test_ratios_compare_steps_of_one_round(bench):
-    entry = {name: {"entry": step_cost.ENTRIES[name], "flops": 6, "floor": 3, "memory": {}, "attach": [1.0], "prepare": []}
+    entry = {name: {"entry": ENTRIES[name], "flops": 6, "floor": 3, "memory": {}, "attach": [1.0], "prepare": [], "refresh": []}
              | {"trained": 1, "effective": 1} for name in ("lora", "peft-lora", "boft", "peft-boft")}  # fmt: skip
     rounds = [
         {"lora": [1.0, 2.0], "peft-lora": [2.0, 4.0]},
         {"lora": [4.0, 4.0], "boft": [8.0, 8.0], "peft-boft": [16, 16]},
     ]
     rows = {row["name"]: row for row in step_report.rows(list(entry.values()), rounds, {"own": 2.0})}
-    assert rows["lora"]["over_peft"] == 0.5 and rows["lora"]["over_lora"] is None and rows["lora"]["seconds"] == 3.0
+    assert rows["lora"]["over_peer"] == 0.5 and rows["lora"]["over_lora"] is None and rows["lora"]["seconds"] == 3.0
     assert (
-        rows["boft"]["over_lora"] == 2.0 and rows["boft"]["over_peft"] == 0.5 and rows["peft-boft"]["over_lora"] == 4.0
+        rows["boft"]["over_lora"] == 2.0 and rows["boft"]["over_peer"] == 0.5 and rows["peft-boft"]["over_lora"] == 4.0
     )
     assert rows["boft"]["floor_seconds"] == 1.5 and rows["boft"]["flops_per_second"] == 6 / 8
 
