@@ -115,7 +115,7 @@ def terminal(table: Table, width: int = 100) -> str:
     """The table for a terminal: the group's lines above its rows, columns as wide as their rows."""
     heads = [" ".join(filter(None, (head, sub))) for head, subheads in table.heads for sub in subheads]
     rows = [row for group in table.groups for row in group.rows]
-    widths = [max(14, *(len(row[i]) for row in rows)) for i in range(table.width - 1)]
+    widths = [max([14, *(len(row[i]) for row in rows)]) for i in range(table.width - 1)]
 
     def line(row: Sequence[str]) -> str:
         return "  ".join(text.ljust(size) for text, size in zip(row, widths, strict=True)).rstrip()

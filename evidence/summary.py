@@ -13,6 +13,7 @@ from pathlib import Path
 from evidence.cells import EvidenceError
 from evidence.collected import Collected
 from evidence.layout import terminal
+from evidence.learning_rates import rates_table
 from evidence.score_table import score_table
 
 FINE = ("ok", "judge_pending")
@@ -54,17 +55,17 @@ def files(results: Path) -> list[str]:
 def summary(collected: Collected, results: Path | None) -> tuple[str, bool]:
     """The text, and whether every row has a result."""
     suite, failed = collected.suite, failed_rows(collected)
-    table = score_table(
-        collected, f"Suite {suite['suite']}: {suite.get('description') or 'headline scores'}", False, False
-    )
+    title = f"Suite {suite['suite']}: {suite.get('description') or 'headline scores'}"
+    table = score_table(collected, title, False, False)
     table.notes = [note for note in table.notes if not note.startswith("Failed:")]
-    parts = [terminal(table).rstrip(), *([""] + files(results) if results else [])]
+    tables = [made for made in (table, rates_table(collected, title)) if made and made.groups]
+    parts = [*(terminal(made) for made in tables), *(files(results) if results else [])]
     if stale := stale_rows(collected):
         parts += [
             "",
             f"Stale scores, of another specification than the suite's: {stale}. Run the suite again to renew them.",
         ]
-    total = int(collected.runs["headline"].sum()) + len(collected.costs)
+    total = int((collected.runs["headline"] | (collected.runs["eval"] == "")).sum()) + len(collected.costs)
     if failed:
         parts += ["", f"{len(failed)} without a result:", *(f"  {line}" for line in failed)]
     else:

@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
             made = {"scores": score_table, "cost": cost_table, "learning_rates": rates_table}
             written = []
             for name, make in made.items():
-                if table := make(collected, titles(collected)[name]):
+                if (table := make(collected, titles(collected)[name])) and table.groups:
                     written += write_table(table, arguments.out, name)
     except EvidenceError as error:
         print(error, file=sys.stderr)
@@ -73,7 +73,10 @@ def _early(collected: Collected, corpus: str, out: Path) -> Path:
     if corpus not in known:
         raise EvidenceError(f"no rows of corpus '{corpus}'. There are: {', '.join(known)}.")
     collected.runs = collected.runs[collected.runs["corpus"] == corpus]
-    table = score_table(collected, f"Suite {collected.suite['suite']}: {collected.runs['corpus_label'].iloc[0]}")
+    title = f"Suite {collected.suite['suite']}: {collected.runs['corpus_label'].iloc[0]}"
+    table = score_table(collected, title)
+    if not table.groups:  # nothing is scored: a search by validation
+        table = rates_table(collected, title) or table
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{corpus}.md"
     path.write_text(markdown(table), encoding="utf-8")

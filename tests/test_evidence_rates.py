@@ -12,6 +12,7 @@ from evidence.figure_rates import rate_pages
 from evidence.layout import csv_text, markdown
 from evidence.learning_rates import rates_table, searches, settings
 from evidence.style import styles, use_print_style
+from evidence.summary import summary
 
 COLUMNS = ("variant", "method", "seed", "status", "validation_last", "hyperparameters")
 
@@ -68,6 +69,17 @@ def test_the_table_marks_the_choice_and_names_failures(runs):
     assert lora == ["lora", "0.6100", "[0.5200]", "diverged", "1e-03", "2"]
     assert hybrid == ["hybrid", "[0.5800]", "0.5900", "", "1e-04 (edge)", "1"]
     assert "[0.5200]" in markdown(table).replace("\\", "") and "diverged" in csv_text(table)
+
+
+def test_a_search_that_scores_nothing_has_a_table_and_a_summary(runs, tmp_path):
+    unscored = runs[runs["hyperparameters"] != ""].assign(eval="", headline=False, metric="", stage="train", reason="", stale="")
+    collected = types.SimpleNamespace(
+        runs=unscored, costs=unscored[:0], items=pd.DataFrame(), suite={"suite": "rates", "models": ["tiny"], "variants": []}
+    )
+    text, complete = summary(collected, None)
+    assert "[0.5200]" in text and "diverged in train" in text and not complete
+    good = types.SimpleNamespace(**{**vars(collected), "runs": unscored[unscored["status"] == "ok"]})
+    assert "All 7 rows have a result." in summary(good, None)[0]
 
 
 def test_a_suite_without_a_search_has_neither(runs):
