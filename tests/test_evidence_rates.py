@@ -72,9 +72,14 @@ def test_the_table_marks_the_choice_and_names_failures(runs):
 
 
 def test_a_search_that_scores_nothing_has_a_table_and_a_summary(runs, tmp_path):
-    unscored = runs[runs["hyperparameters"] != ""].assign(eval="", headline=False, metric="", stage="train", reason="", stale="")
+    unscored = runs[runs["hyperparameters"] != ""].assign(
+        eval="", headline=False, metric="", stage="train", reason="", stale=""
+    )
     collected = types.SimpleNamespace(
-        runs=unscored, costs=unscored[:0], items=pd.DataFrame(), suite={"suite": "rates", "models": ["tiny"], "variants": []}
+        runs=unscored,
+        costs=unscored[:0],
+        items=pd.DataFrame(),
+        suite={"suite": "rates", "models": ["tiny"], "variants": []},
     )
     text, complete = summary(collected, None)
     assert "[0.5200]" in text and "diverged in train" in text and not complete

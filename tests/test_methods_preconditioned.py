@@ -9,7 +9,7 @@ import math
 import preconditioned_twins as twins
 import pytest
 import torch
-from preconditioned_twins import DTYPE, gauge, implementation, inverse, products, projector, random, tangent, truncated
+from preconditioned_twins import DTYPE, gauge, implementation, products, projector, random, tangent, truncated
 from torch import nn
 
 from harness.contract import Run, Step
@@ -259,8 +259,8 @@ def test_the_sylvester_equation_is_solved():
             right = random(len(stack.U.parameters), 3, 3, seed=6)
             Y = pro._sylvester(K, L, right)
             eye = 0.1 * torch.eye(3, dtype=DTYPE)
-            k, l = stack.grams()
-            same((k + eye) @ Y + Y @ (l + eye), right, 1e-12)
+            k, m = stack.grams()
+            same((k + eye) @ Y + Y @ (m + eye), right, 1e-12)
             same(K.inverse(), torch.linalg.inv(k + eye), 1e-12)
 
 
