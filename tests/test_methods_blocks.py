@@ -42,7 +42,7 @@ def test_any_set_of_blocks(numbers, path, monkeypatch):
     torch.testing.assert_close(_blocks.block_gradient(S, inputs, places), expected, rtol=1e-12, atol=1e-12)
 
 
-def test_one_whole_product_where_blocks_fill_half_of_what_they_span():
+def test_one_whole_product_where_blocks_fill_three_quarters_of_what_they_span():
     diagonal, corner = _blocks.Places(torch.tensor([0, 5, 10]), 4), _blocks.Places(torch.tensor([0, 1, 4]), 4)
     assert not diagonal.whole and corner.whole
 

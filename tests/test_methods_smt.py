@@ -231,6 +231,18 @@ def test_warmup_score_changes_no_weight_and_warmup_train_all():
         assert all(p.grad is None for p in net.parameters()) and net.q.listener is None
 
 
+def test_what_gathers_outside_a_parameters_grad_is_reduced_over_processes_and_nothing_else(monkeypatch):
+    reduced = []
+    monkeypatch.setattr(Step, "all_reduce_", lambda step, tensor: reduced.append(tensor) or tensor)
+    net, method, optimizer = warmed(warmup="train")
+    assert reduced == []
+    one_step(net, method, optimizer, 2)
+    assert [tensor.shape for tensor in reduced] == [net.smt.blocks.shape]
+    reduced.clear()
+    warmed(warmup="score")
+    assert [tensor.shape for tensor in reduced] == 2 * [(8, 12), (8, 16)]
+
+
 # --------------------------------------------------------------------------- the switch
 
 
