@@ -13,7 +13,7 @@ from evidence.learning_rates import Search, settings
 from evidence.names import FAMILIES
 from evidence.pools import Panel, Pool
 from evidence.score_table import metric_label
-from evidence.style import GREY, PAGE_WIDTH, Style, footer, legend_columns
+from evidence.style import GREY, PAGE_WIDTH, Style, footer, legend_columns, panel_title
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -69,7 +69,7 @@ def _page(drawn: Sequence[tuple], styles: dict[str, Style]) -> Figure:
         axis.set_xscale("log")
         axis.set_xlabel("trained parameters")
         axis.set_ylabel(metric_label(panel))
-        axis.set_title(f"{lines[next(iter(lines))][0].model_label}\n{panel.label}", fontweight="bold")
+        panel_title(axis, lines[next(iter(lines))][0].model_label, panel.label)
     figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=legend_columns(list(handles)))
     footer(figure, HOW)
     return figure

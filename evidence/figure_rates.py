@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from evidence.learning_rates import Search, searches
 from evidence.names import FAMILIES
-from evidence.style import PAGE_WIDTH, Style, footer, legend_columns
+from evidence.style import PAGE_WIDTH, Style, footer, legend_columns, panel_title
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,7 +43,7 @@ def _page(panels: dict[tuple[str, str], list[Search]], runs: pd.DataFrame, style
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
     for axis, ((model, corpus), group) in zip(axes.flat, panels.items(), strict=False):
-        axis.set_title(f"{group[0].model_label}\n{group[0].corpus_label}", fontweight="bold")
+        panel_title(axis, group[0].model_label, group[0].corpus_label)
         here = runs[(runs["model"] == model) & (runs["corpus"] == corpus)]
         before = here["validation_first"].dropna()
         for search in group:
@@ -69,20 +69,27 @@ def _draw(axis, search: Search, style: Style):
     if search.best is not None:
         axis.plot([search.best], [good[search.best]], color=style.colour, marker=style.marker, markersize=7)
     failed = [rate for rate in search.points if rate not in good]
-    axis.plot(
-        failed, [0.97] * len(failed), "x", color=style.colour, transform=axis.get_xaxis_transform(), clip_on=False
-    )
+    if failed:  # an empty line would stand at the figure's corner
+        axis.plot(failed, [0.97] * len(failed), "x", color=style.colour, transform=axis.get_xaxis_transform())
     return line
 
 
 def _finish(axis, group: list[Search], before: float | None) -> None:
-    """A logarithmic rate; the loss from its lowest to little above that before training: what diverged leaves the panel."""
+    """Logarithmic, the loss too where it spans much; up to little above that before training: what rose beyond is cut."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
     axis.set_xscale("log")
     axis.set_xlabel("learning rate")
     axis.set_ylabel("validation loss, nats")
     losses = [point.loss for search in group for point in search.points.values() if point.loss is not None]
-    if losses:
-        low, high = min(losses), max(losses)
-        high = min(high, 1.15 * before) if before else high
-        margin = 0.06 * max(high - low, 1e-6)
-        axis.set_ylim(low - margin, high + margin)
+    if not losses:
+        return
+    low, high = min(losses), max(losses)
+    high = min(high, 1.15 * before) if before else high
+    margin = (high / low) ** 0.06
+    axis.set_ylim(low / margin, high * margin)
+    if high > 3 * low > 0:
+        axis.set_yscale("log")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.yaxis.set_minor_formatter(NullFormatter())

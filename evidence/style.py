@@ -49,7 +49,11 @@ FAMILY_STYLES = {
     "power-iteration": (PURPLE, "h", DASHED),
     "smt": (GREEN, "<", DASHED),
     "lorsum": (SKY, ">", DASHED),
-    "svd-lora": (BLACK, "d", DASHED),
+    "svdlora": (BLACK, "d", DASHED),
+    "scaled-gd": (ORANGE, "p", DASHDOT),
+    "lora-pro": (PURPLE, "D", DASHDOT),
+    "alt-lora": (BROWN, "h", DASHDOT),
+    "lora-rite": (GREEN, "8", DASHDOT),
     "pissa": (ORANGE, "H", DASHED),
     "adalora": (BLUE, "8", DOTTED),
     "vera": (VERMILION, "^", DOTTED),
@@ -114,6 +118,11 @@ def heading(row: Sequence[Axes], text: str) -> None:
     row[0].set_title("\n".join(" " * len(lines)), fontweight="bold")
     place = {"xycoords": "axes fraction", "textcoords": "offset points", "fontweight": "bold", "fontsize": 8.5}
     row[0].annotate("\n".join(lines), (0, 1), (0, 6), **place).set_in_layout(False)
+
+
+def panel_title(axis: Axes, *lines: str) -> None:
+    """A title of one of two panels side by side, broken where it would reach into the other."""
+    axis.set_title("\n".join(part for line in lines for part in textwrap.wrap(line, 40)), fontweight="bold")
 
 
 def footer(figure: Figure, text: str) -> None:
