@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 
 import pytest
@@ -95,6 +96,31 @@ def test_every_contestant_has_the_same_optimizer_and_weights(bench, name):
         assert all(group["weight_decay"] == 0 for group in optimizer.param_groups)
     head = contestant.model.get_output_embeddings().weight
     assert torch.equal(head, bench.base.get_output_embeddings().weight) and head is not bench.base.lm_head.weight
+
+
+OTHERS = [name for name in contestants.order("low-rank") if name not in contestants.order("adapters")]
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_contestants_of_the_low_rank_family_step_and_refresh_when_told(bench, name):
+    entry = ENTRIES[name]
+    if not entry.ours and entry.method.missing():
+        pytest.skip(f"NOT RUN: {entry.method.missing()}")
+    if name == "smt":
+        entry = dataclasses.replace(entry, fields={**entry.fields, "block_size": 8, "density": 0.03})
+    contestant = bench.build(entry)
+    for number in range(3):
+        assert bench.timed(contestant, number) > 0
+    trained = step_cost.counts(contestant.model, contestant.trainer.method)["trained"]
+    total = sum(p.numel() for p in contestant.model.parameters())
+    assert (trained == total) == entry.every_weight
+    if entry.refreshes and entry.ours:
+        refreshes = contestant.curve.clocked["refresh"]
+        assert len(refreshes) == 1  # the first step's
+        for on, count in ((True, 2), (False, 2)):
+            step_cost.refresh_next(contestant, on)
+            bench.timed(contestant, 3)
+            assert len(refreshes) == count
 
 
 def test_labels_are_the_tokens_that_our_loss_looks_at(bench):
