@@ -199,14 +199,15 @@ class ProjectedMethod(Method):
             raise ValueError(f"{name}: {error}") from None
         self._seed = torch.initial_seed()  # of what a refresh draws, however many micro-batches its step has
         self._dtypes = train_all(model)
-        self._matrices = [module.weight for _, module in run.find(model, self.targets)]
+        self._modules = [module for _, module in run.find(model, self.targets)]
         self._optimizer: ProjectedAdamW | None = None
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        projected = {id(p) for p in self._matrices}
+        matrices = [module.weight for module in self._modules]
+        projected = {id(p) for p in matrices}
         others = [p for p in model.parameters() if p.requires_grad and id(p) not in projected]
         rates = self.scale, self.epsilon, self.learning_rate, self.weight_decay
-        self._optimizer = ProjectedAdamW(self._matrices, others, self.rank, *rates)
+        self._optimizer = ProjectedAdamW(matrices, others, self.rank, *rates)
         return self._optimizer
 
     def after_micro_batch(self, model: nn.Module, step: Step) -> None:
@@ -218,7 +219,7 @@ class ProjectedMethod(Method):
             for gradient in self._optimizer.projected():  # the harness reduces what is in .grad; this is not
                 step.all_reduce_(gradient)
             return
-        generator = torch.Generator(self._matrices[0].device).manual_seed((self._seed + step.index) % 2**63)
+        generator = torch.Generator(self._modules[0].weight.device).manual_seed((self._seed + step.index) % 2**63)
         with step.clock("refresh"):
             report = self._optimizer.refresh(self._builder, generator)
         step.log("bases_kept", report.kept.sum())
