@@ -28,6 +28,7 @@ Side = Literal["right", "left"]
 COLD_PASSES = 9  # of the block iteration where there is no old basis, at least
 SHIFT = 100.0  # of A^T A in the block iteration, in units of the precision: directions that A lacks stay in the block
 STRIDE = 8  # iterations between two looks at how far the search is
+GUESS = 0.95  # of an eigenvalue: the most that static momentum takes for the next one, unless told; at 1 it stalls
 STIR = 1e-3  # length of the random part of a warm start: a vector may lie in the span of those before it
 
 
@@ -233,12 +234,10 @@ def deflated(
     eigenvalue after each vector's; without it, what the next start vector gives (and none for the last vector).
     """
     L, rank, eps = *start.shape[:2], torch.finfo(C.dtype).eps
-    if momentum == "static" and second is None:
+    estimated = momentum == "static" and second is None
+    if estimated:
         unit = start / start.norm(dim=2, keepdim=True)
-        guess = (torch.bmm(unit, C) * unit).sum(2)
-        second = torch.nn.functional.pad(
-            torch.minimum(guess[:, 1:], guess[:, :-1]), (0, 1)
-        )  # above l1, nothing converges
+        second = torch.nn.functional.pad((torch.bmm(unit, C) * unit).sum(2)[:, 1:], (0, 1))
     rows, values = torch.zeros_like(start), start.new_zeros(L, rank)
     each, index = torch.arange(L, device=C.device), torch.zeros(L, dtype=torch.int64, device=C.device)
     iterations, at, ahead = start.new_zeros(L), started(start[:, 0]), 0
@@ -250,6 +249,8 @@ def deflated(
             place = index.clamp(max=rank - 1)
             v = _without(known, _times(singly, at.x))
             guess = None if second is None else second[each, place][:, None]
+            if estimated:
+                guess = torch.minimum(guess, GUESS * (at.x * v).sum(1, keepdim=True))
             u, value, residual = power_step(v, at, momentum, guess)
             # of a start ||v||: its own eigenvalue may be small though there are larger ones
             size = torch.where(at.number == 0, torch.hypot(value, residual), value)

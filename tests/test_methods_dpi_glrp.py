@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from harness.card import card
+from harness.card import PAGE
 from harness.contract import Run, Step
 from harness.plugins import find_plugin, load_plugin
 
@@ -214,7 +214,7 @@ def test_docstring_card_and_record_say_whose_reading_it_is():
     facts = json.loads(json.dumps(method.facts(net)))
     assert facts["projector"] == "sequential" and facts["refreshes"] == 1 and facts["iterations"] > 8
     assert "abstract" in facts["reading"] and 0.5 < facts["captured_share_lowest"] <= facts["captured_share"] <= 1
-    for text in (find_plugin("methods", "dpi-glrp").path.read_text(), card("dpi-glrp")):
+    for text in (find_plugin("methods", "dpi-glrp").path.read_text(), PAGE.read_text().split("## dpi-glrp")[1]):
         assert "Our reading of an abstract" in text and "arXiv 2403.09618" in text
 
 
