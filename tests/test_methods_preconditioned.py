@@ -6,14 +6,14 @@ from __future__ import annotations
 import importlib
 import math
 
-import preconditioned_twins as twins
 import pytest
 import torch
-from preconditioned_twins import DTYPE, gauge, implementation, products, projector, random, tangent, truncated
 from torch import nn
 
 from harness.contract import Run, Step
 from harness.plugins import load_plugin
+from tests import preconditioned_twins as twins
+from tests.preconditioned_twins import DTYPE, gauge, implementation, products, projector, random, tangent, truncated
 
 shared = importlib.import_module("tuning_fork_methods._factors")
 S = 2.5
@@ -255,13 +255,13 @@ def test_the_sylvester_equation_is_solved():
     pro = importlib.import_module("tuning_fork_methods.lora_pro")
     layers = [twins.layer_of(*twins.start(m, n, seed=seed), S) for m, n, seed in ((12, 9, 0), (5, 7, 2), (5, 7, 4))]
     with torch.no_grad():
-        for stack, (K, L) in zip(*(lambda a: (a, pro._grams(a, 0.1)))(shared.stacks(layers)), strict=True):
+        alike = shared.stacks(layers)
+        for stack, (K, L) in zip(alike, pro._grams(alike, 0.1), strict=True):
             right = random(len(stack.U.parameters), 3, 3, seed=6)
             Y = pro._sylvester(K, L, right)
-            eye = 0.1 * torch.eye(3, dtype=DTYPE)
-            k, m = stack.grams()
-            same((k + eye) @ Y + Y @ (m + eye), right, 1e-12)
-            same(K.inverse(), torch.linalg.inv(k + eye), 1e-12)
+            damped = [gram + 0.1 * torch.eye(3, dtype=DTYPE) for gram in stack.grams()]
+            same(damped[0] @ Y + Y @ damped[1], right, 1e-12)
+            same(K.inverse(), torch.linalg.inv(damped[0]), 1e-12)
 
 
 # --------------------------------------------------------------------------- who sees the product alone
