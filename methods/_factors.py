@@ -150,8 +150,8 @@ class FactorMethod(Method):
     dropout: float = 0.0
     targets: Targets = "all-linear"
 
-    # Of width 32 a rank of 16 would take directions without a gradient, which a preconditioner makes large from rounding.
-    tiny: ClassVar[dict[str, Any]] = {"rank": 4}
+    # Of width 32 a rank of 4 and more would take directions without a gradient, which a preconditioner makes large from rounding.
+    tiny: ClassVar[dict[str, Any]] = {"rank": 2}
 
     def attach(self, model: nn.Module, run: Run) -> None:
         self._layers: list[LowRankLinear] = wrap(model, run, self.targets, self._layer)

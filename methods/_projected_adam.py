@@ -187,7 +187,7 @@ class ProjectedMethod(Method):
 
     def projector(self) -> Builder:
         """How bases are made. Raises ValueError for options that make none."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} must define projector()")
 
     def attach(self, model: nn.Module, run: Run) -> None:
         name = type(self).__name__

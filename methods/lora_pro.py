@@ -24,7 +24,7 @@ Trains rank * (in + out) numbers a matrix, started as LoRA's.  Merged: W0 + s B 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -117,6 +117,9 @@ class LoRAPro(FactorMethod):
     learning_rate: float = field(default=2e-4, metadata={"search": log_uniform(1e-5, 1e-1)})
     update: Update = "adamw"
     damping: float = 1e-6
+
+    # Beside factors as small as after a few steps, a smaller damping makes rounding errors into gradients, and Adam into steps.
+    tiny: ClassVar[dict[str, Any]] = {"rank": 2, "damping": 1e-3}
 
     def attach(self, model: nn.Module, run: Run) -> None:
         check_damping("LoRA-Pro", self.damping)

@@ -64,7 +64,7 @@ def test_remarks_are_the_string_under_a_field_or_the_comment_beside_it(tmp_path)
 def test_options_name_every_field_with_its_default_and_search_space():
     text = card._options("lora")
     assert "| `rank` | `16` | 4, 8, 16, 32, 64 |" in text and "| `rslora` | `false` |" in text
-    assert "| `learning_rate` | `0.0002` | 1e-05 to 0.01, log-uniform |" in text
+    assert "| `learning_rate` | `0.003` | 1e-05 to 0.01, log-uniform |" in text
     assert "| `targets` | `all-linear` |" in text
     assert "| `config` | `{}` |" in card._options("peft")
 

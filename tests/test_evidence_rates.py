@@ -22,7 +22,14 @@ def row(variant, rate, loss, method="lora", seed=7, status="ok", model="tiny", *
     hyperparameters = json.dumps({"learning_rate": rate, "rank": 4, **fields})
     values = dict(zip(COLUMNS, (variant, method, seed, status, loss, hyperparameters), strict=True))
     labels = {"model": model, "model_label": model, "corpus": "rows", "corpus_label": "Rows"}
-    return {**labels, **values, "validation_first": 0.7, "eval": "rows", "parameters_trained": 1000}
+    return {
+        **labels,
+        **values,
+        "variant_label": variant,
+        "validation_first": 0.7,
+        "eval": "rows",
+        "parameters_trained": 1000,
+    }
 
 
 ROWS = [
