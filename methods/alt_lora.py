@@ -68,7 +68,7 @@ class _AltLoRA(torch.optim.Optimizer):
 
 @dataclass
 class AltLoRA(FactorMethod):
-    learning_rate: float = field(default=5e-3, metadata={"search": log_uniform(1e-4, 1.0)})
+    learning_rate: float = field(default=5e-3, metadata={"search": log_uniform(1e-3, 10.0)})
     momentum: float = 0.9
     damping: float = 1e-2
 

@@ -19,7 +19,7 @@ Trains rank * (in + out) numbers a matrix, started as LoRA's. State: as many wit
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -41,10 +41,13 @@ def _directions(stacks: list[Stack], damping: float) -> Iterator[tuple[Tensor, T
 
 @dataclass
 class ScaledGD(FactorMethod):
-    learning_rate: float = field(default=2e-3, metadata={"search": log_uniform(1e-4, 1.0)})
+    learning_rate: float = field(default=2e-3, metadata={"search": log_uniform(1e-3, 10.0)})
     update: Update = "sgd"
     momentum: float = 0.9  # of "sgd"
     damping: float = 1e-2
+
+    # "adamw": the damping divides A's gradient while B is small, and so lifts rounding errors above Adam's epsilon.
+    tiny: ClassVar[dict[str, Any]] = {"rank": 2, "damping": 0.1}
 
     def attach(self, model: nn.Module, run: Run) -> None:
         check_damping("ScaledGD", self.damping)
