@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from harness.contract import Method
 from harness.plugins import load_plugin
 from perf import floor, peers
+from perf.peers import NEVER
 
 RANK, BLOCK, FACTORS, BUTTERFLY = 16, 32, 3, 8
 GALORE_RANK = 128
 MOST = 4  # contestants of a round beside our LoRA
-NEVER = 1 << 62
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """What a step of each method costs, ours and PEFT's: time, memory, parameters, FLOPs, and how far from the floor.
 
 ``python -m perf.step_cost`` alternates steps of the contestants in one process on the same weights, batches and labels,
-all under fused AdamW, and compares times step by step, so that a drift of the machine hits all alike. Contestants take
-turns in rounds of at most four, our LoRA in every one, so that few models are in memory at once.
+adapters all under fused AdamW, other methods under their own optimizers, and compares times step by step, so that a
+drift of the machine hits all alike. Contestants take turns in rounds of at most five, our LoRA in every one, so that few
+models are in memory at once.
 
 perf/contestants.py says who they are. ``--family low-rank`` measures the other family. Where a method refreshes a basis,
 timed steps have none; steps that do are timed apart, and the difference is the refresh.
@@ -34,7 +35,8 @@ from harness.models import find_targets, load_model
 from harness.plugins import find_plugin
 from harness.seeds import Streams
 from perf import contest, floor, step_report
-from perf.contestants import FAMILIES, NEVER, Entry, chosen, order, rounds
+from perf.contestants import FAMILIES, Entry, chosen, order, rounds
+from perf.peers import NEVER
 
 WARM = 2  # blocks that are not timed: memory's first touch, the optimizer's state, a first refresh, SMT's selection
 REFRESHES = 3  # steps that are made to refresh, after the timed ones
