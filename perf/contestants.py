@@ -26,7 +26,8 @@ class Entry:
 
     ``method``: the name of a plug-in, or a class of ``perf.peers``. ``peer``: the name of its counterpart. ``beside``:
     others to compare it with in its round. ``every_weight``: the base's weights get gradients. ``own``: FLOPs a token of
-    its own products; ``once``: those of a step, however many tokens it has.
+    its own products; ``once``: those of a step, however many tokens it has
+    (of APOLLO and Fira we count GaLore's: APOLLO's are fewer, Fira's more).
     """
 
     name: str
@@ -93,6 +94,8 @@ LOW_RANK = (
     Entry("galore", "GaLore r=128", "galore", _PROJECTED, peer="galore-torch", **_projected),
     Entry("dpi-glrp", "DPI-GLRP (our reading)", "dpi-glrp", {**_PROJECTED, "backend": "block"}, **_projected),
     Entry("dpi-glrp-seq", "DPI-GLRP, sequential", "dpi-glrp", {**_PROJECTED, "backend": "sequential"}, **_projected),
+    Entry("apollo", "APOLLO (apollo-torch)", peers.Apollo, {"rank": GALORE_RANK}, **_projected),
+    Entry("fira", "Fira (fira)", peers.Fira, {"rank": GALORE_RANK}, **_projected),
     Entry("smt", "SMT b=64", "smt", {"block_size": 64, "warmup_steps": 1}, beside=("full",)),
     Entry("lorsum", "LoRSum K=1, EMA", "lorsum", {**_LORA, "metric": "none"}, own=floor.proximal(RANK)),
     Entry("lorsum-diag", "LoRSum K=1, EMA, diagonal K-FAC", "lorsum", {**_LORA, "metric": "kfac"}, own=floor.proximal(RANK)),
@@ -135,7 +138,7 @@ def rounds(entries: Sequence[Entry]) -> list[list[Entry]]:
     lora = by_name.pop("lora")
     groups = [{lora.peer, OWN_LOSS}]
     for entry in entries:
-        if entry.name in by_name and entry.name not in {"full"} and not entry.foreign:
+        if entry.name in by_name and entry.name not in {"full"} and entry not in COUNTERPARTS:
             groups.append({entry.name, *entry.beside, *([entry.peer] if entry.peer else [])})
     filled: list[set[str]] = []
     for group in sorted(groups, key=len, reverse=True):
