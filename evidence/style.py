@@ -126,7 +126,9 @@ def panel_title(axis: Axes, *lines: str) -> None:
 
 
 def footer(figure: Figure, text: str) -> None:
-    """A line under the figure that says how to read it."""
+    """Lines under the figure that say how to read it, broken where they would leave it."""
+    across = int(figure.get_figwidth() * 19)  # characters
+    text = "\n".join(part for line in text.splitlines() for part in textwrap.wrap(line, across))
     figure.supxlabel(text, x=0.01, ha="left", fontsize=6.8, color="#444444")
 
 

@@ -40,7 +40,7 @@ class GaLore(ProjectedMethod):
     scale: float = field(default=2.0, metadata={"search": choice(0.25, 1.0, 2.0, 4.0)})
     builder: Kind = "svd"
     oversampling: int = 8  # of "block"
-    passes: int = 5  # of "block", over the gradient
+    passes: int = 3  # of "block", over the gradient
 
     def projector(self) -> Builder:
         if self.builder not in get_args(Kind):

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 MOMENTA = {"none": ("plain", BLACK, "s"), "static": ("static momentum", BLUE, "^")}
 MOMENTA |= {"dynamic": ("dynamic momentum", VERMILION, "o")}
-LOOKS = {"svd": (GREY, "s"), "gram": (BLACK, "D"), "block": (VERMILION, "o"), "block of 3": (ORANGE, "v")}
+LOOKS = {"svd": (GREY, "s"), "gram": (BLACK, "D"), "block": (VERMILION, "o"), "block of 5": (ORANGE, "v")}
 LOOKS |= {"power": (PURPLE, "h"), "static": (SKY, "^"), "dynamic": (GREEN, "p")}
 
 
@@ -96,7 +96,7 @@ def bars(axis: Axes, rows: list[dict], theirs: float, yardstick: str) -> None:
     colours = [LOOKS[row["builder"]][0] for row in rows]
     axis.barh(range(len(rows)), [row["seconds"] for row in rows], 0.7, color=colours, edgecolor="black", linewidth=0.4)
     for place, row in enumerate(rows):
-        text = f"{row['seconds']:.2g} s, {row['energy']:.3f}"
+        text = f"{row['seconds']:.2g} s, {row['energy']:.4f}"
         axis.annotate(text, (row["seconds"], place), (3, 0), textcoords="offset points", va="center", fontsize=6.5)
     axis.barh([len(rows)], [theirs], 0.7, color=GREY, hatch="////", edgecolor="black", linewidth=0.4)
     axis.annotate(f"{theirs:.2g} s", (theirs, len(rows)), (3, 0), textcoords="offset points", va="center", fontsize=6.5)

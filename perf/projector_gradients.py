@@ -161,7 +161,7 @@ def contestants(there: Refreshes, options: argparse.Namespace) -> dict[str, Call
         made["svd"] = there.ours("svd", "", options.ranks[0])
     ranks = [rank for rank in options.ranks if rank >= 32] or options.ranks
     for rank in ranks:
-        for name, start in (("block", "warm"), ("block of 3", "warm"), ("block", "cold"), ("gram", "")):
+        for name, start in (("block", "warm"), ("block of 5", "warm"), ("block", "cold"), ("gram", "")):
             made[f"{name} {start} {rank}"] = there.ours(name, start, rank)
         for start in ("warm", "cold"):
             made[f"dynamic {start} {rank}"] = there.ours("dynamic", start, rank)
@@ -203,7 +203,7 @@ def our_step(found: Gradients, rank: int) -> Callable[[], None]:
     optimizer = ProjectedAdamW(found.matrices, others(found), rank, 1.0, 1e-6, 1e-9, 0.0)
     give_all(found)
     generator = torch.Generator(found.matrices[0].device).manual_seed(0)
-    optimizer.refresh(BUILDERS["block of 3"], generator)
+    optimizer.refresh(BUILDERS["block"], generator)
 
     def run() -> None:
         optimizer.project()

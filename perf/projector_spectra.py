@@ -20,13 +20,13 @@ NOISE = 0.2  # of a synthetic gradient's norm: what a warm start's gradient diff
 BUILDERS = {
     "svd": Builder("svd"),
     "gram": Builder("gram"),
-    "block": Builder("block", passes=5),
-    "block of 3": Builder("block", passes=3),
+    "block": Builder("block"),
+    "block of 5": Builder("block", passes=5),
     "power": Builder("sequential", momentum="none"),
     "static": Builder("sequential", momentum="static"),
     "dynamic": Builder("sequential"),
 }
-LABELS = {"svd": "SVD", "gram": "Gram matrix, eigh", "block": "block, 5 passes", "block of 3": "block, 3 passes"}
+LABELS = {"svd": "SVD", "gram": "Gram matrix, eigh", "block": "block, 3 passes", "block of 5": "block, 5 passes"}
 LABELS |= {"power": "one by one, plain", "static": "one by one, static", "dynamic": "one by one, dynamic"}
 
 
@@ -78,7 +78,7 @@ def sines(Q: Tensor, exact: Tensor) -> Tensor:
 def starts(name: str, quick: bool) -> tuple[str, ...]:
     if name in ("svd", "gram"):
         return ("",)
-    if name == "block of 3":
+    if name == "block of 5":
         return ("warm",)
     return ("warm",) if quick and name == "static" else ("cold", "warm")
 

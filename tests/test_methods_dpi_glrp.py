@@ -70,7 +70,7 @@ def bases(net, optimizer):
     return found
 
 
-def written_out(G, start, tolerance=1e-2, most=100, dynamic=True, wrong=""):
+def written_out(G, start, tolerance=5e-2, most=100, dynamic=True, wrong=""):
     """(rows, iterations) for one gradient, one vector and one formula at a time. ``wrong``: a mistake to make."""
     m, n = G.shape
     C = G.T @ G if m >= n else G @ G.T

@@ -349,9 +349,9 @@ def test_micro_batches_and_resumption_at_every_place(builder, tmp_path):
         assert whole[1].facts(whole[0]) == second[1].facts(second[0])
 
 
-@pytest.mark.parametrize("builder", ["block", "power"])
-def test_other_builders_train_nearly_as_the_oracle(builder):
-    """Their span is not quite the same; with as many vectors as there are, it is."""
+@pytest.mark.parametrize(("builder", "apart"), [("block", 1e-9), ("power", 0.3)])
+def test_other_builders_train_nearly_as_the_oracle(builder, apart):
+    """Power iteration's vectors are turned a little, in which Adam is not the same; a block's passes bring it there."""
     ends = []
     for kind in ("svd", builder):
         net, method, optimizer = built(builder=kind, rank=5, oversampling=3, passes=41, scale=1.0, learning_rate=1e-3)
@@ -359,7 +359,7 @@ def test_other_builders_train_nearly_as_the_oracle(builder):
             one_step(net, method, optimizer, index)
         ends.append(torch.cat([p.detach().flatten() for p in net.parameters()]))
     start = torch.cat([p.flatten() for p in Net().parameters()])
-    assert float((ends[0] - ends[1]).norm()) < 0.2 * float((ends[0] - start).norm())
+    assert float((ends[0] - ends[1]).norm()) < apart * float((ends[0] - start).norm())
 
 
 def test_a_transposed_module_is_projected_on_the_same_side():
