@@ -182,7 +182,7 @@ class _ProximalSubspace(torch.optim.Optimizer):
 
 @dataclass
 class LoRSum(Method):
-    learning_rate: float = field(default=0.2, metadata={"search": log_uniform(1e-3, 1.0)})
+    learning_rate: float = field(default=0.2, metadata={"search": log_uniform(1e-3, 100.0)})
     """Of the step of the weight; without a metric near SGD's."""
     rank: int = field(default=16, metadata={"search": choice(4, 8, 16, 32, 64)})
     alpha: float = 16.0
