@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from evidence.learning_rates import Search, searches
-from evidence.names import FAMILIES
+from evidence.names import label_of
 from evidence.style import PAGE_WIDTH, Style, footer, legend_columns, panel_title
 
 if TYPE_CHECKING:
@@ -36,9 +36,10 @@ def rate_pages(runs: pd.DataFrame, styles: dict[str, Style]) -> list[Figure]:
 def _page(panels: dict[tuple[str, str], list[Search]], runs: pd.DataFrame, styles: dict[str, Style]) -> Figure:
     import matplotlib.pyplot as plt
 
-    rows = -(-len(panels) // ACROSS)
+    across = min(ACROSS, len(panels))
+    rows = -(-len(panels) // across)
     size = (PAGE_WIDTH, PANEL_HEIGHT * rows + 0.75)
-    figure, axes = plt.subplots(rows, ACROSS, figsize=size, squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(rows, across, figsize=size, squeeze=False, layout="constrained")
     drawn: dict[str, object] = {}
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
@@ -59,7 +60,7 @@ def _page(panels: dict[tuple[str, str], list[Search]], runs: pd.DataFrame, style
 
 
 def _label(search: Search) -> str:
-    return FAMILIES.get(search.method, search.method)
+    return label_of(search.setting)
 
 
 def _draw(axis, search: Search, style: Style):

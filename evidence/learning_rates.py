@@ -7,6 +7,7 @@ a variant that has several (Hybrid's two branches) move together, and its first,
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -45,6 +46,12 @@ class Search:
     def variant(self) -> str:
         """The first point's name, for its colour."""
         return next(iter(self.points.values())).variant
+
+    @property
+    def setting(self) -> str:
+        """The variants' common name without their rates, ``lorsum-plain`` of lorsum-plain-1e-2; else the method's."""
+        names = {re.sub(r"-\d+e-?\d+$", "", point.variant) for point in self.points.values()}
+        return names.pop() if len(names) == 1 else self.method
 
     @property
     def best(self) -> float | None:
@@ -104,16 +111,16 @@ def rates_table(collected: Collected, title: str) -> Table | None:
         return None
     rates = sorted({rate for search in found for rate in search.points})
     heads = [("Validation loss, nats, at learning rate", [f"{rate:.0e}" for rate in rates]), ("", ["chosen", "seeds"])]
-    table = Table(title, ("Model, corpus", "Method"), heads, [], [])
+    table = Table(title, ("Model, corpus", "Setting"), heads, [], [])
     groups: dict[tuple[str, str], Group] = {}
     for search in found:
         group = groups.setdefault((search.model, search.corpus), Group([search.model_label, search.corpus_label]))
         chosen = "—" if search.best is None else f"{search.best:.0e}" + (" (edge)" if search.at_edge else "")
         cells = [_cell(search, rate) for rate in rates]
-        group.rows.append([search.method, *cells, chosen, str(search.seeds)])
+        group.rows.append([search.setting, *cells, chosen, str(search.seeds)])
         table.records += [
-            {"model": search.model, "corpus": search.corpus, "method": search.method, "learning_rate": rate,
-             "validation_loss": point.loss, "status": point.status, "chosen": rate == search.best}
+            {"model": search.model, "corpus": search.corpus, "method": search.method, "setting": search.setting,
+             "learning_rate": rate, "validation_loss": point.loss, "status": point.status, "chosen": rate == search.best}
             for rate, point in search.points.items()
         ]  # fmt: skip
     table.groups = list(groups.values())

@@ -57,6 +57,13 @@ def test_a_search_is_variants_that_differ_by_rates_alone(runs):
     assert list(found["hybrid"].points) == [1e-4, 1e-3]  # both branches' rates move, the first names the point
 
 
+def test_two_settings_of_a_method_are_told_apart():
+    rates, names = (1e-3, 1e-2), ("k1", "plain")
+    rows = [row(f"lorsum-{n}-{rate:.0e}", rate, 0.6, "lorsum", setting=n) for n in names for rate in rates]
+    assert [search.setting for search in searches(pd.DataFrame(rows))] == ["lorsum-k1", "lorsum-plain"]
+    assert [search.setting for search in searches(pd.DataFrame(ROWS))] == ["lora", "hybrid"]  # hybrid-a, hybrid-b
+
+
 def test_the_lowest_mean_over_seeds_is_chosen_and_a_failure_never(runs):
     lora = next(search for search in searches(runs) if search.method == "lora")
     assert lora.points[1e-3] == ("lora-1e-3", pytest.approx(0.52), "ok", 1000)
