@@ -2,7 +2,8 @@
 
 Decoders see the text of lm-evaluation-harness's task of the same name, so that training and scoring agree. GLUE's
 development set is our test, as everywhere since its test labels are secret; validation is carved from train, with equal
-texts on one side. Rows that GLUE itself has in both train and development sets stay, as in published results.
+texts on one side. Rows that GLUE itself has in both train and development sets are removed unless the suite sets
+``remove_overlap: false``; published results have them.
 """
 
 from __future__ import annotations
@@ -40,6 +41,13 @@ class Glue(Corpus):
         return [
             self._example([row[column] for column in columns], row["label"]) for row in chosen(kept, split, self.limit)
         ]
+
+    def tests(self, data):
+        columns, folder = COLUMNS[self.task], data(f"glue-{self.task}")
+        rows = [
+            row for path in sorted(folder.glob("validation*.jsonl")) for row in read_rows(path, (*columns, "label"))
+        ]
+        return [self._example([row[column] for column in columns], row["label"]) for row in rows]
 
     def _example(self, texts: list[str], label: float) -> Labelled:
         return Labelled(texts[0] if len(texts) == 1 else tuple(texts), int(label) if self.classes else float(label))

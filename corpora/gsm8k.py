@@ -29,7 +29,11 @@ class Gsm8k(Corpus):
         check_split(split)
         rows = read_rows(data("gsm8k") / "train.jsonl", ("question", "answer"))
         kept = carve(rows, [row["question"] for row in rows], split)
-        return [
-            Completion(f"Question: {row['question']}\nAnswer:", " " + row["answer"])
-            for row in chosen(kept, split, self.limit)
-        ]
+        return [_example(row) for row in chosen(kept, split, self.limit)]
+
+    def tests(self, data):
+        return [_example(row) for row in read_rows(data("gsm8k") / "test.jsonl", ("question", "answer"))]
+
+
+def _example(row: dict) -> Completion:
+    return Completion(f"Question: {row['question']}\nAnswer:", " " + row["answer"])

@@ -41,6 +41,10 @@ class MBPP(Corpus):
         pairs = [pair for row in rows if (pair := _pair(row, names, bodies)) is not None]
         return chosen(pairs, split, self.limit)
 
+    def tests(self, data):
+        rows = read_rows(data("humaneval") / "test.jsonl", ("prompt", "canonical_solution"))
+        return [Completion(row["prompt"].rstrip(), "\n" + row["canonical_solution"]) for row in rows]
+
 
 def _pair(row: dict, names: set[str], bodies: set[str]) -> Completion | None:
     """The row's function as prompt and completion; None where it does not parse or is one of those to leave out."""

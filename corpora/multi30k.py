@@ -30,9 +30,16 @@ class Multi30k(Corpus):
 
     def examples(self, split, data):
         check_split(split)
-        target = self.task.removeprefix("en-")
-        rows = read_rows(data("multi30k") / f"{split}.jsonl", ("en", target))
-        return [SequenceToSequence(row["en"], row[target]) for row in chosen(rows, split, self.limit)]
+        return [self._example(row) for row in chosen(self._rows(split, data), split, self.limit)]
+
+    def tests(self, data):
+        return [self._example(row) for row in self._rows("test", data)]
+
+    def _rows(self, split: str, data) -> list[dict]:
+        return read_rows(data("multi30k") / f"{split}.jsonl", ("en", self.task.removeprefix("en-")))
+
+    def _example(self, row: dict) -> SequenceToSequence:
+        return SequenceToSequence(row["en"], row[self.task.removeprefix("en-")])
 
     def prompt(self, example):
         return f"English phrase: {example.source}\n{LANGUAGES[self.task.removeprefix('en-')]} phrase:"

@@ -14,7 +14,8 @@ runs.parquet: one row per training x eval x metric (a single one with an empty v
     steps, epoch_steps, batch_size (rows), hyperparameters (JSON), tokens_supervised, tokens_total,
     parameters_{trained,effective,total}, loss_{first,last}, validation_{first,last} (nats/token), train_seconds (beside
     other jobs: for times to quote see costs) and of these refresh_seconds in so many refreshes, rss_peak_bytes, facts
-    (JSON: what the method says of the training), commit, dirty, device
+    (JSON: what the method says of the training), overlap (JSON: training rows that test items give away), commit, dirty,
+    device
 curves.parquet: one row per number: status, stale, other_stack, step, name (loss, gradient_norm, validation_loss and
     what the method logs), layer, value
 items.parquet: one row per training x eval x item: eval, stale, item, grade (JSON), its numeric fields as grade.<field>

@@ -131,6 +131,7 @@ def _facts(cell: dict, entry: dict, found: Outcome) -> dict[str, Any]:
         "refresh_seconds": dig(train, "clocks", "refresh", "seconds"),
         "rss_peak_bytes": dig(train, "memory", "rss_peak_bytes"),
         "facts": _json(train.get("facts") or {}),
+        "overlap": _json(train.get("overlap") or {}),
         "commit": str(dig(first, "provenance", "commit") or ""),
         "dirty": bool(dig(first, "provenance", "dirty")),
         "device": plain(dig(first, "provenance", "device")),

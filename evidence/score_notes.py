@@ -65,7 +65,7 @@ def _reading(found: Sequence[Panel], pools: Sequence[Pool], runs: bool) -> list[
 
 
 def _doubts(found: Sequence[Panel], pools: Sequence[Pool]) -> list[str]:
-    """What is missing, stale, at the floor, from another machine, made up or a stand-in."""
+    """What is missing, stale, at the floor, from another machine, given away, made up or a stand-in."""
     lines = []
     if any(panel.unresolved(model) for panel in found for _, model in panel.pools):
         lines.append(f"{UNRESOLVED.capitalize()}: every average lies within noise of the metric's floor.")
@@ -83,6 +83,23 @@ def _doubts(found: Sequence[Panel], pools: Sequence[Pool]) -> list[str]:
     lines += [
         f"{', '.join(sorted(labels))}: stands in for {name}, and is not it." for name, labels in stand_ins.items()
     ]
+    lines += list(dict.fromkeys(line for panel in found for line in _overlap(panel)))
     if any(panel.facts["generated"].any() for panel in found):
         lines.append("Generated: rows made by a program; such scores say nothing of real tasks.")
+    return lines
+
+
+def _overlap(panel: Panel) -> list[str]:
+    """Training rows that the corpus's test rows give away, as the trainings counted them (harness/overlap.py)."""
+    lines = []
+    for text in panel.facts["overlap"].dropna().unique():
+        if not text:
+            continue
+        found = json.loads(text)
+        rows = found["equal"] + found["run"]
+        fate = "removed" if found["removed"] == rows else "NOT removed"
+        lines.append(
+            f"{panel.first('corpus_label', panel.corpus)}: of the training rows {found['equal']} have the input of one of "
+            f"{found['test_items']:,} test rows, and {found['run']} more share a run of 13 words with one; {fate}."
+        )
     return lines

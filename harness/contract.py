@@ -271,6 +271,13 @@ class Corpus:
         """
         raise TypeError(f"{type(self).__name__} must define examples(split, data)")
 
+    def tests(self, data: Callable[[str], Any]) -> Sequence[Example]:
+        """All rows that its evals score, in the form of ``examples``: training rows that overlap with them are removed.
+
+        None where no data set's own test rows are at hand, as in generated rows; nothing is searched for then.
+        """
+        return []
+
     def prompt(self, example: Labelled | SequenceToSequence) -> str:
         """The text a decoder sees before the label's word or the target; no trailing space."""
         raise TypeError(f"{type(self).__name__} must define prompt(example) for a decoder")

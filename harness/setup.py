@@ -8,11 +8,13 @@ import torch
 
 from harness import data, models
 from harness.assets import asset_folder
-from harness.contract import Run
+from harness.contract import Corpus, Example, Run
 from harness.device import choose_device
+from harness.failures import UserError
 from harness.loop import Trainer, TrainingProbe
 from harness.loss import SupervisedLogits, validation_loss
 from harness.measure import Curve, Phases
+from harness.overlap import counted, overlaps
 from harness.seeds import Streams
 from harness.suite import Training, catalogue, load_plugin
 
@@ -23,9 +25,16 @@ class Setup:
     """One training, built and attached; nothing has trained yet."""
 
     def __init__(
-        self, training: Training, trainer: Trainer, rows: dict[str, list[data.Row]], order: list[list[int]], pad: int
+        self,
+        training: Training,
+        trainer: Trainer,
+        rows: dict[str, list[data.Row]],
+        order: list[list[int]],
+        pad: int,
+        overlap: dict[str, int],
     ):
         self.training, self.trainer, self.rows, self.order, self.pad = training, trainer, rows, order, pad
+        self.overlap = overlap
         self.steps = _steps(training.protocol, len(rows["train"]))
         self.kind = models.kind(trainer.model)
         self.base = base_folder(training.model)
@@ -80,6 +89,7 @@ class Setup:
                 "validation": len(self.rows["validation"]),
                 "cut": sum(r.cut for r in rows),
             },
+            "overlap": self.overlap,
             "tokens": {"supervised": state.supervised_tokens, "total": state.total_tokens, "probe": self.tokens_probed},
             "parameters": {
                 "trained": trained,
@@ -114,8 +124,11 @@ def build(training: Training, phases: Phases, at_least: int = 0) -> Setup:
         head_seed = streams.seed("init", "head")
         model, tokenizer = models.load_model(training.model, labels(corpus, architecture), dtype, head_seed)
         model.to(device)
+        train, overlap = training_examples(corpus, protocol["remove_overlap"])
+        validation = corpus.examples("validation", asset_folder)[: protocol["validation_examples"]]
         rows = {
-            split: _rows(training, corpus, tokenizer, models.kind(model), split) for split in ("train", "validation")
+            split: data.encode(examples, corpus, tokenizer, models.kind(model), protocol["max_length"])
+            for split, examples in (("train", train), ("validation", validation))
         }
         total = max(_steps(protocol, len(rows["train"])), at_least)
         order = data.order(
@@ -130,7 +143,25 @@ def build(training: Training, phases: Phases, at_least: int = 0) -> Setup:
         if protocol["activation_checkpointing"]:
             model.activation_checkpointing_enable({"use_reentrant": False})
     trainer = Trainer(model, method, protocol, streams, total, head)
-    return Setup(training, trainer, rows, order, models.padding_id(tokenizer))
+    return Setup(training, trainer, rows, order, models.padding_id(tokenizer), overlap)
+
+
+def training_examples(corpus: Corpus, remove: bool) -> tuple[list[Example], dict[str, int]]:
+    """The corpus's training rows, without those that its test rows give away, and how many these are.
+
+    Counts are empty where the corpus has no test rows at hand; ``remove`` False keeps all and counts.
+    """
+    train, tests = list(corpus.examples("train", asset_folder)), corpus.tests(asset_folder)
+    if not tests:
+        return train, {}
+    found = overlaps(train, tests)
+    kept = [example for example, how in zip(train, found, strict=True) if not how] if remove else train
+    if not kept:
+        raise UserError(
+            f"corpus {type(corpus).__name__} {corpus.task}: all {len(train)} training rows overlap with its test rows "
+            "(harness/overlap.py). Is its training file the test file? protocol.remove_overlap: false would keep them."
+        )
+    return kept, {**counted(found, len(tests)), "removed": len(train) - len(kept)}
 
 
 def _steps(protocol: dict, rows: int) -> int:
@@ -160,10 +191,3 @@ def _cast_inputs(model: torch.nn.Module, head: set[int]) -> None:
     for module in model.modules():
         if any(id(parameter) in head for parameter in module.parameters(recurse=False)):
             module.register_forward_pre_hook(lambda _, inputs: tuple(x.float() for x in inputs))
-
-
-def _rows(training: Training, corpus, tokenizer, kind: str, split: str) -> list[data.Row]:
-    examples = corpus.examples(split, asset_folder)
-    if split == "validation":
-        examples = examples[: training.protocol["validation_examples"]]
-    return data.encode(examples, corpus, tokenizer, kind, training.protocol["max_length"])

@@ -48,6 +48,7 @@ PROTOCOL = {
     "activation_checkpointing": False,
     "length_bucketing": 8,  # rows are sorted by length within so many steps; 1: not at all
     "head_learning_rate": 1e-3,  # of an encoder's task head, under every method
+    "remove_overlap": True,  # training rows that test items give away (harness/overlap.py); False: counted only
     "validate_every": 0,  # steps; 0: at the start and at the end only
     "validation_examples": 64,
     "threads": 1,  # of one training or prediction on CPU

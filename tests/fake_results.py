@@ -146,6 +146,7 @@ def _write_cell(root: Path, cell: dict, fate: str) -> None:
             "memory": {"rss_peak_bytes": 2_700 * 2**20},
             "loss": {"first": 2.0, "last": 1.0, "validation": [[0, 2.1], [cell["steps"], 1.2]]},
             "facts": _facts(cell),
+            "overlap": {"test_items": 1319, "equal": 1, "run": 12, "removed": 13},
         }
         record.write(folder / "train.json", train)
         if curve:

@@ -155,6 +155,21 @@ def test_generated_data_and_stand_ins_are_named(copy):
     assert not any(g.lines[0].startswith("GSM8K") for g in table.groups)
 
 
+def test_rows_that_test_items_give_away_are_told(copy):
+    notes = recollected(copy).notes
+    told = (
+        "of the training rows 1 have the input of one of 1,319 test rows, and 12 more share a run of 13 words with one"
+    )
+    assert sum(told in note and note.endswith("; removed.") for note in notes) == len(
+        {n.split(":")[0] for n in notes if told in n}
+    )
+    path = copy / "runs/tiny-bert/headlines/lora/seed0/train.json"
+    record.write(path, {**record.read(path), "overlap": {"test_items": 5, "equal": 2, "run": 0, "removed": 0}})
+    assert any(
+        "have the input of one of 5 test rows" in n and n.endswith("; NOT removed.") for n in recollected(copy).notes
+    )
+
+
 def test_judge_pending_is_no_failure(copy):
     path = copy / "runs/tiny-bert/headlines/lora/seed0/headlines-test/score.json"
     record.write(path, {**record.read(path), "status": "judge_pending", "reason": "no judge given"})
