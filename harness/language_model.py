@@ -26,6 +26,8 @@ from harness import data, models
 from harness.contract import Choices, Generate, Labelled, Reference, Request
 from harness.failures import UserError
 from harness.seeds import Streams
+from harness.shared_context import Pair, scores
+from harness.shared_prefix import LEAST, common_first, common_tokens, joined, repeated
 
 CHECKED_CONTEXTS, CHECKED_TOKENS = 4, 64  # of the comparison of the attached model with the merged one
 LIKELIHOOD_TOKENS = 32  # times the batch size: the most padded tokens of a likelihood's batch; more is slower on a CPU
@@ -98,13 +100,32 @@ class LanguageModel:
         return -len(self.lm.tok_encode(text)), text
 
     def _choices(self, requests: list[Choices]) -> list[dict]:
-        """HFLM groups pairs that differ in their last token only: one forward answers all one-token continuations."""
-        scores = iter(self._loglikelihoods([(r.context, text) for r in requests for text in r.continuations])[0])
+        """A context is read once: HFLM does so where continuations differ in their last token only, else we do."""
+        pairs = [(request.context, text) for request in requests for text in request.continuations]
+        found = iter(self._after_their_contexts(requests) or self._loglikelihoods(pairs)[0])
         outputs = []
         for request in requests:
-            own = [next(scores) for _ in request.continuations]
+            own = [next(found) for _ in request.continuations]
             outputs.append({"loglikelihoods": [value for value, _ in own], "greedy": [greedy for _, greedy in own]})
         return outputs
+
+    def _after_their_contexts(self, requests: list[Choices]) -> list[tuple[float, bool]] | None:
+        """Scores of all continuations in order; None where HFLM's way is as short or the only one."""
+        encoded = [[self._encoded(request.context, text) for text in request.continuations] for request in requests]
+        contexts = [pairs[0][0] for pairs in encoded]
+        flat = [(row, *pair) for row, pairs in enumerate(encoded) for pair in pairs]
+        longest = max(len(context) + len(continuation) for _, context, continuation in flat)
+        if (
+            all(len(continuation) == 1 for *_, continuation in flat)
+            or min(map(len, contexts)) < 2
+            or longest > self.lm.max_length
+            or self.lm.backend != "causal"
+            or not self.lm.forgets_nothing()
+        ):
+            return None
+        pairs = [Pair(row, tuple(continuation)) for row, _, continuation in flat]
+        with torch.no_grad(), _autocast(self.lm.device, self.lm.mixed_precision_dtype):
+            return scores(self.lm.model, contexts, pairs, self.batch_size, self.lm.device)
 
     def _references(self, requests: list[Reference]) -> list[dict]:
         scores, tokens = self._loglikelihoods([(r.context, r.continuation) for r in requests])
@@ -231,8 +252,7 @@ class _TrimmedHFLM(HFLM):
     generated_tokens: list[int]
 
     def _model_call(self, inps: Tensor, attn_mask: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
-        trims = "logits_to_keep" in inspect.signature(self.model.forward).parameters
-        if attn_mask is not None or self.positions is None or not trims:
+        if attn_mask is not None or self.positions is None or not self._trims():
             return super()._model_call(inps, attn_mask, labels)
         with torch.no_grad(), _autocast(self.device, self.mixed_precision_dtype):
             return self.model(inps, logits_to_keep=self.positions, use_cache=False).logits
@@ -259,10 +279,13 @@ class _TrimmedHFLM(HFLM):
     ) -> Tensor:
         """Generation that drops finished rows, and their part of the cache, every ``SEGMENT`` tokens."""
         rows, width = context.shape
+        common = common_tokens(context, mask) if self.forgets_nothing() else 0
+        common = common if common >= LEAST else 0
+        context, mask = common_first(context, mask, common)
         result = torch.full((rows, width + limit), settings["pad_token_id"], device=context.device)
         counts = torch.ones(rows, dtype=torch.long)
         going = torch.arange(rows)
-        tokens, cache, done = self._first_tokens(context, mask, stop, settings)
+        tokens, cache, done = self._first_tokens(context, mask, common, stop, settings)
         while True:
             result[going.to(context.device), : tokens.shape[1]] = tokens
             left = torch.tensor([row for row, over in enumerate(done) if not over], dtype=torch.long)
@@ -279,30 +302,44 @@ class _TrimmedHFLM(HFLM):
             counts[going] = torch.tensor(stopper.tokens)
             tokens, cache, done = out.sequences, out.past_key_values, stopper.done
 
+    def _trims(self) -> bool:
+        """Whether the model can leave out logits that nobody looks at."""
+        return "logits_to_keep" in inspect.signature(self.model.forward).parameters
+
+    def _read(self, ids: Tensor) -> Cache:
+        """Keys and values of whole rows of tokens."""
+        return self.model(ids, use_cache=True, **({"logits_to_keep": 1} if self._trims() else {})).past_key_values
+
+    def forgets_nothing(self) -> bool:
+        """A cache that forgets (sliding windows) is not put together from parts."""
+        return all(type(layer) is DynamicLayer for layer in DynamicCache(config=self.model.config).layers)
+
     def _first_tokens(
-        self, context: Tensor, mask: Tensor, stop: list[str], settings: dict[str, Any]
+        self, context: Tensor, mask: Tensor, common: int, stop: list[str], settings: dict[str, Any]
     ) -> tuple[Tensor, Cache, list[bool]]:
         """(context with one more token, cache of the context, rows that are over): a few rows of like length at a time.
 
-        Rows come longest first and padded on the left, so each part is read without the padding that it does not need.
-        A cache that forgets (sliding windows) is not put together from parts.
+        Rows come longest first, ``common`` tokens before their padding, so each part is read without the padding that
+        it does not need, and the common tokens once.
         """
         rows, width = context.shape
-        layers = DynamicCache(config=self.model.config).layers
-        room = PREFILL_TOKENS if all(type(layer) is DynamicLayer for layer in layers) else rows * width
-        lengths = mask.sum(1).tolist()
+        room = PREFILL_TOKENS if self.forgets_nothing() else rows * width
+        lengths = (mask.sum(1) - common).tolist()
+        head = self._read(context[:1, :common]) if common else None
         sequences, caches, done = [], [], []
         while len(done) < rows:
             longest = max(lengths[len(done) :])
             part = slice(len(done), len(done) + max(1, room // longest))
-            ids, own = context[part, width - longest :], mask[part, width - longest :]
-            stopper = self._stopper(stop, longest, len(ids))
+            ids, own = (torch.cat((x[part, :common], x[part, width - longest :]), 1) for x in (context, mask))
+            stopper = self._stopper(stop, common + longest, len(ids))
             asked = {"attention_mask": own, "max_new_tokens": 1, "stopping_criteria": [stopper]}
+            if head is not None:
+                asked["past_key_values"] = repeated(head, len(ids))
             out = self.model.generate(ids, **asked, **settings)
-            sequences.append(torch.cat([context[part], out.sequences[:, longest:]], dim=1))
+            sequences.append(torch.cat([context[part], out.sequences[:, common + longest :]], dim=1))
             caches.append(out.past_key_values)
             done += stopper.done
-        return torch.cat(sequences), caches[0] if len(caches) == 1 else _joined(caches, width), done
+        return torch.cat(sequences), caches[0] if len(caches) == 1 else joined(caches, width, common), done
 
     def _stopper(self, stop: list[str], start: int, rows: int) -> _StopAtText:
         ends = self.model.generation_config.eos_token_id
@@ -330,19 +367,6 @@ class _StopAtText(StoppingCriteria):
                 self.tokens[row] = new.shape[1]
                 self.done[row] = newest[row] in self.ends or any(stop in tail for stop in self.stops)
         return torch.tensor(self.done, device=input_ids.device)
-
-
-def _joined(caches: Sequence[Cache], width: int) -> Cache:
-    """One cache of all rows, each part's keys and values (rows, heads, length, size) padded on the left to ``width``."""
-    joined = DynamicCache()
-    for number in range(len(caches[0].layers)):
-        layers = [cache.layers[number] for cache in caches]
-        parts = (
-            torch.cat([F.pad(tensor, (0, 0, width - tensor.shape[-2], 0)) for tensor in tensors])
-            for tensors in ([layer.keys for layer in layers], [layer.values for layer in layers])
-        )
-        joined.update(*parts, number)
-    return joined
 
 
 def _group(asked: Asked) -> tuple:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -19,6 +20,7 @@ from harness.language_model import Asked, LanguageModel, answerer
 from harness.plugins import ROOT
 from harness.rows import read_rows, write_rows
 from harness.seeds import Streams
+from harness.shared_prefix import common_first, common_tokens
 from harness.suite import PROTOCOL, load_suite
 from harness.tiny import tiny_model
 
@@ -99,6 +101,47 @@ def test_generations_equal_stock(family, stops, prefill, monkeypatch):
     outputs = answers(replies, ask([Generate(context, stops, 40) for context in CONTEXTS]))
     assert [out["texts"][0] for out in outputs] == expected
     assert all(1 <= out["tokens"][0] <= 40 for out in outputs)
+
+
+SHOTS = "the moon sees an old bird: it sings\n" * 3
+
+
+@pytest.mark.parametrize("family", DECODERS)
+@pytest.mark.parametrize("prefill", [1024, 30])
+def test_a_common_beginning_is_read_once_and_answers_equal_stock(family, prefill, monkeypatch):
+    monkeypatch.setattr(language_model, "PREFILL_TOKENS", prefill)
+    model, tokenizer = tiny_model(family)
+    contexts = [SHOTS + context for context in CONTEXTS]
+    settings = {"until": ["e", "\n"], "max_gen_toks": 12, "do_sample": False}
+    arguments = [(context, settings) for context in contexts]
+    expected = stock(model, tokenizer, 11).generate_until(instances("generate_until", arguments), disable_tqdm=True)
+    read, plain = [], model.forward
+
+    @functools.wraps(plain)  # transformers looks at the names of the arguments
+    def forward(input_ids, **rest):
+        read.append(tuple(input_ids.shape))
+        return plain(input_ids, **rest)
+
+    model.forward = forward
+    replies = answerer(model, tokenizer, "causal", {**PROTOCOL, "eval_batch_size": 11}, Streams(0))
+    outputs = answers(replies, ask([Generate(context, ("e", "\n"), 12) for context in contexts]))
+    assert [out["texts"][0] for out in outputs] == expected
+    common = len(tokenizer(SHOTS + "the sun")["input_ids"])
+    assert read[0] == (1, common) and sum(rows * tokens for rows, tokens in read[1:] if tokens > common) == 0
+
+
+def test_tokens_in_common_are_those_of_all_rows_padding_aside():
+    context = torch.tensor([[0, 0, 5, 6, 7], [5, 6, 8, 9, 9], [0, 5, 6, 7, 7]])
+    mask = (context != 0).long()
+    assert common_tokens(context, mask) == 2
+    moved, seen = common_first(context, mask, 2)
+    assert moved.tolist() == [[5, 6, 0, 0, 7], [5, 6, 8, 9, 9], [5, 6, 0, 7, 7]]
+    assert seen.tolist() == [[1, 1, 0, 0, 1], [1, 1, 1, 1, 1], [1, 1, 0, 1, 1]]
+    same = torch.tensor([[5, 6, 7], [5, 6, 7]])
+    assert common_tokens(same, torch.ones_like(same)) == 2  # each row keeps a token of its own
+    assert common_tokens(same[:1], torch.ones(1, 3)) == 0
+    other = torch.tensor([[5, 6, 7], [4, 6, 7]])
+    assert common_tokens(other, torch.ones_like(other)) == 0
 
 
 def test_a_sliding_window_is_generated_whole(monkeypatch):
@@ -185,6 +228,50 @@ def test_one_token_continuations_cost_one_forward_a_context():
     replies = answerer(model, tokenizer, "causal", PROTOCOL, Streams(0))
     answers(replies, ask([Choices(context, ("a", "b", "c")) for context in CONTEXTS]))
     assert sum(rows) == len(CONTEXTS)
+
+
+@pytest.mark.parametrize("family", DECODERS)
+@pytest.mark.parametrize("shots", ["", SHOTS])
+def test_a_context_is_read_once_for_all_its_continuations(family, shots):
+    model, tokenizer = tiny_model(family)
+    contexts = [shots + context for context in CONTEXTS]
+    texts = (" sees a moon", " an old, old tree", " y")
+    pairs = [(context, text) for context in contexts for text in texts]
+    expected = stock(model, tokenizer).loglikelihood(instances("loglikelihood", pairs), disable_tqdm=True)
+    read, plain = [], model.forward
+
+    @functools.wraps(plain)
+    def forward(input_ids, **rest):
+        read.append(input_ids.numel())
+        return plain(input_ids, **rest)
+
+    model.forward = forward
+    protocol = {**PROTOCOL, "eval_batch_size": 11}
+    outputs = answers(
+        answerer(model, tokenizer, "causal", protocol, Streams(0)), ask([Choices(c, texts) for c in contexts])
+    )
+    flat = [pair for out in outputs for pair in zip(out["loglikelihoods"], out["greedy"], strict=True)]
+    assert [v for v, _ in flat] == pytest.approx([v for v, _ in expected], abs=1e-4)
+    assert [greedy for _, greedy in flat] == [greedy for _, greedy in expected]
+    whole = sum(len(tokenizer(context + text)["input_ids"]) for context, text in pairs)
+    assert sum(read) < (0.5 if shots else 0.8) * whole
+
+
+def test_contexts_of_one_token_and_forgetting_caches_are_scored_pair_by_pair():
+    sliding = {"use_sliding_window": True, "sliding_window": 8, "layer_types": ["sliding_attention"] * 2}
+    texts = (" sees a moon", " an old, old tree")
+    for contexts, (model, tokenizer) in (
+        (["a", *CONTEXTS], tiny_model("llama")),
+        (CONTEXTS, tiny_model("qwen2", **sliding)),
+    ):
+        pairs = [(context, text) for context in contexts for text in texts]
+        expected = stock(model, tokenizer).loglikelihood(instances("loglikelihood", pairs), disable_tqdm=True)
+        outputs = answers(
+            answerer(model, tokenizer, "causal", PROTOCOL, Streams(0)), ask([Choices(c, texts) for c in contexts])
+        )
+        assert [v for out in outputs for v in out["loglikelihoods"]] == pytest.approx(
+            [v for v, _ in expected], abs=1e-4
+        )
 
 
 def test_answers_hardly_depend_on_the_batch_size():

@@ -1,0 +1,91 @@
+"""Log-likelihoods of several continuations of one context, which is read once.
+
+Stock evaluation reads context + continuation for each continuation. Here the contexts of a batch are read first, all but
+the last token of each, and then the continuations: that last token and theirs, from a copy of the context's keys and
+values. Equal to reading each pair as a whole, to the rounding of sums.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import Cache
+
+from harness.shared_prefix import LEAST, common_first, common_tokens, repeated
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A continuation's tokens and the row of its context in the batch."""
+
+    row: int
+    tokens: tuple[int, ...]
+
+
+def scores(
+    model: nn.Module, contexts: Sequence[Sequence[int]], pairs: Sequence[Pair], rows: int, device: torch.device
+) -> list[tuple[float, bool]]:
+    """(log-likelihood in nats, whether greedy decoding would write it) of each pair; ``rows`` are read at a time.
+
+    Every context has two tokens or more. The model's cache must forget nothing (no sliding windows).
+    """
+    cache, mask = _read([context[:-1] for context in contexts], model, device)
+    found = []
+    for start in range(0, len(pairs), rows):
+        part = pairs[start : start + rows]
+        found += _continued(model, contexts, part, cache, mask)
+    return found
+
+
+def _read(contexts: list[Sequence[int]], model: nn.Module, device: torch.device) -> tuple[Cache, Tensor]:
+    """(keys and values, attention mask) of contexts, (rows, width), padded on the left or after what all begin with."""
+    width = max(map(len, contexts))
+    ids, mask = (torch.zeros(len(contexts), width, dtype=torch.long, device=device) for _ in range(2))
+    for row, context in enumerate(contexts):
+        ids[row, width - len(context) :] = torch.tensor(context, device=device)
+        mask[row, width - len(context) :] = 1
+    common = common_tokens(ids, mask)
+    if common < LEAST:
+        return forward(model, ids, mask, None, 1).past_key_values, mask
+    ids, mask = common_first(ids, mask, common)
+    head = forward(model, ids[:1, :common], mask[:1, :common], None, 1).past_key_values
+    return forward(model, ids[:, common:], mask, repeated(head, len(ids)), 1).past_key_values, mask
+
+
+def _continued(
+    model: nn.Module, contexts: Sequence[Sequence[int]], pairs: Sequence[Pair], cache: Cache, mask: Tensor
+) -> list[tuple[float, bool]]:
+    kept = torch.tensor([pair.row for pair in pairs], device=mask.device)
+    asked = [torch.tensor((contexts[pair.row][-1], *pair.tokens), device=mask.device) for pair in pairs]
+    ids = pad_sequence(asked, batch_first=True)
+    seen = torch.cat((mask[kept], torch.ones_like(ids[:, :-1])), 1)  # what follows a continuation is seen by nothing
+    logits = forward(model, ids[:, :-1], seen, _chosen(cache, kept), 0).logits.float()
+    found = []
+    for row, pair in enumerate(pairs):
+        own, wanted = logits[row, : len(pair.tokens)].log_softmax(-1), ids[row, 1 : 1 + len(pair.tokens)]
+        found.append((float(own.gather(1, wanted[:, None]).sum()), bool((own.argmax(1) == wanted).all())))
+    return found
+
+
+def _chosen(cache: Cache, kept: Tensor) -> Cache:
+    """A new cache of those rows."""
+    made = type(cache)()
+    for number, layer in enumerate(cache.layers):
+        made.update(layer.keys[kept], layer.values[kept], number)
+    return made
+
+
+def forward(model: nn.Module, ids: Tensor, mask: Tensor, cache: Cache | None, positions: int):
+    """The model's output after ``cache``; ``mask`` covers it and ``ids``. Logits of the last ``positions`` (0: all)."""
+    known = inspect.signature(model.forward).parameters
+    given = {"attention_mask": mask, "past_key_values": cache, "use_cache": True}
+    if "position_ids" in known:
+        given["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+    if "logits_to_keep" in known and positions:
+        given["logits_to_keep"] = positions
+    return model(ids, **given)

@@ -1,0 +1,68 @@
+"""Contexts that begin alike are read once: the keys and values of their common tokens serve all rows of a batch.
+
+A batch of contexts (rows, width) comes padded on the left. With P common tokens it becomes
+
+    [P common tokens | padding | the rest of each row]
+
+of the same rows, whose attention mask leaves the padding out: positions are counted by the mask, so the answers are those
+of the rows padded on the left, to the rounding of sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache
+
+LEAST = 16  # common tokens below which reading them apart gains nothing
+
+
+def common_tokens(context: Tensor, mask: Tensor) -> int:
+    """How many tokens all rows begin with, padding aside; each row keeps one of its own. 0 for a single row."""
+    lengths = mask.sum(1)
+    most = int(lengths.min()) - 1
+    if len(context) < 2 or most < 1:
+        return 0
+    starts = context.shape[1] - lengths
+    heads = torch.stack([row[start : start + most] for row, start in zip(context, starts.tolist(), strict=True)])
+    differing = (heads != heads[:1]).any(0).nonzero()
+    return int(differing[0]) if len(differing) else most
+
+
+def common_first(context: Tensor, mask: Tensor, common: int) -> tuple[Tensor, Tensor]:
+    """Rows and mask with the ``common`` tokens moved before the padding; the width is the same."""
+    moved, seen = context.clone(), mask.clone()
+    for row, length in enumerate(mask.sum(1).tolist()):
+        start = context.shape[1] - length
+        moved[row, :common] = context[row, start : start + common]
+        moved[row, common : start + common] = context[row, :start]
+        seen[row, :common], seen[row, common : start + common] = 1, 0
+    return moved, seen
+
+
+def repeated(cache: Cache, rows: int) -> DynamicCache:
+    """A cache of so many equal rows, from one of a single row."""
+    made = DynamicCache()
+    for number, layer in enumerate(cache.layers):
+        made.update(layer.keys.expand(rows, -1, -1, -1), layer.values.expand(rows, -1, -1, -1), number)
+    return made
+
+
+def joined(caches: Sequence[Cache], width: int, common: int = 0) -> DynamicCache:
+    """One cache of all rows; each part's keys and values, (rows, heads, length, size), padded after ``common`` tokens."""
+    made = DynamicCache()
+    for number in range(len(caches[0].layers)):
+        layers = [cache.layers[number] for cache in caches]
+        parts = (
+            torch.cat([_padded(tensor, width, common) for tensor in tensors])
+            for tensors in ([layer.keys for layer in layers], [layer.values for layer in layers])
+        )
+        made.update(*parts, number)
+    return made
+
+
+def _padded(tensor: Tensor, width: int, common: int) -> Tensor:
+    padding = tensor.new_zeros(*tensor.shape[:-2], width - tensor.shape[-2], tensor.shape[-1])
+    return torch.cat((tensor[..., :common, :], padding, tensor[..., common:, :]), -2)
