@@ -20,6 +20,26 @@ CLASSES = dict.fromkeys(COLUMNS, 2) | {"mnli": 3}
 NUMBERS = {"eng": "{0} plus {1}", "deu": "{0} und {1}", "fra": "{0} et {1}"}
 
 
+def _choices(count: int) -> dict:
+    return {"text": [f"thing {k} of it" for k in range(count)], "label": list("ABCDE"[:count])}
+
+
+COMMONSENSE = {
+    "boolq": lambda n: {"question": f"is {n} a number", "passage": f"The {n} numbers.", "label": n % 2, "idx": n},
+    "piqa": lambda n: {"goal": f"Cook {n} eggs", "sol1": "Boil them.", "sol2": "Look at them.", "label": n % 2},
+    "siqa": lambda n: {"context": f"Ann saw {n} cats.", "question": "Why?", "answerA": "they came", "answerB": "she looked",
+                       "answerC": "no reason", "label": str(1 + n % 3)},
+    "hellaswag": lambda n: {"activity_label": f"Run {n}", "ctx": "A man starts. he", "ctx_a": "A man starts.", "ctx_b": "he",
+                            "endings": ["runs [title] fast.", " stops  here.", "[step] sings.", "sits."], "label": str(n % 4)},
+    "winogrande": lambda n: {"sentence": f"The {n} cups beat the mugs as _ are light .", "option1": "cups", "option2": "mugs",
+                             "answer": str(1 + n % 2)},
+    "arc-easy": lambda n: {"id": f"e{n}", "question": f"What has {n} legs?", "choices": _choices(4), "answerKey": "ABCD"[n % 4]},
+    "arc-challenge": lambda n: {"id": f"c{n}", "question": f"Why {n}?", "choices": _choices(3 + n % 3), "answerKey": "C"},
+    "openbookqa": lambda n: {"id": f"o{n}", "question_stem": f"Fog {n} lies over", "choices": _choices(4), "answerKey": " B"},
+}  # fmt: skip
+"""Rows of the commonsense data sets, by number."""
+
+
 class Assets:
     """``data`` for ``examples`` and ``items``: folders of assets under ``root``, filled by the methods below."""
 
@@ -42,6 +62,17 @@ class Assets:
                 for n in range(count)
             ]
             self.write(f"glue-{task}", f"{split}.jsonl", rows)
+        return self
+
+    def commonsense(self, count: int = 6) -> Assets:
+        """Test rows of all eight tasks in the hub's columns, labels going through all answers; and training rows."""
+        for task, made in COMMONSENSE.items():
+            file = "test.jsonl" if task in ("arc-easy", "arc-challenge", "openbookqa") else "validation.jsonl"
+            self.write(f"commonsense-{task}", file, [made(number) for number in range(count)])
+        rows = [
+            {"instruction": f"Is {n} even?", "input": "", "output": "the correct answer is true"} for n in range(200)
+        ]
+        self.write("commonsense-170k", "train.jsonl", rows)
         return self
 
     def gsm8k(self, train: int = 200, test: int = 30) -> Assets:
