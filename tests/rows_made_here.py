@@ -40,6 +40,16 @@ COMMONSENSE = {
 """Rows of the commonsense data sets, by number."""
 
 
+PAGE = (
+    ' = Cup {0} = \n \n The cup ( {0} ) is a well @-@ known cup , of 1 @,@ 200 kinds . It \'s " blue " ; or so . \n'
+    " = = Use = = \n \n They drink ' tea ' in 3 @.@ 5 ° heat : always ! \n"
+)
+
+
+def _spans(n: int) -> list[str]:
+    return [] if n % 3 == 2 else ["blue", "the blue one"][: 1 + (n % 4 == 0)]
+
+
 class Assets:
     """``data`` for ``examples`` and ``items``: folders of assets under ``root``, filled by the methods below."""
 
@@ -73,6 +83,23 @@ class Assets:
             {"instruction": f"Is {n} even?", "input": "", "output": "the correct answer is true"} for n in range(200)
         ]
         self.write("commonsense-170k", "train.jsonl", rows)
+        return self
+
+    def squad(self) -> Assets:
+        """Every third question has no answer, every fourth two."""
+        for split, count in (("train", 200), ("validation", 12)):
+            rows = [
+                {"id": f"{split}{n}", "title": f"{split} {n // 4}", "context": f"The {n}th cup is {split} blue.",
+                 "question": f"What is cup {n}?", "answers": {"text": _spans(n), "answer_start": [0] * len(_spans(n))}}
+                for n in range(count)
+            ]  # fmt: skip
+            self.write("squad-v2", f"{split}.jsonl", rows)
+        return self
+
+    def wikitext(self) -> Assets:
+        for split, count in (("train", 20), ("validation", 3), ("test", 3)):
+            rows = [{"page": PAGE.format(f"{split} {n}")} for n in range(count)]
+            self.write("wikitext-2", f"{split}.jsonl", rows)
         return self
 
     def gsm8k(self, train: int = 200, test: int = 30) -> Assets:

@@ -12,7 +12,7 @@ import types
 import pytest
 import torch
 
-from harness import language_model, predict, record, score, train
+from harness import predict, record, score, train, trimmed_hflm
 from harness.cells import predict_record, score_record, train_record
 from harness.contract import Choices, Generate, NotMergeable, Reference
 from harness.failures import UserError
@@ -92,7 +92,7 @@ def test_likelihoods_equal_stock(family):
 @pytest.mark.parametrize("stops", [("e", "\n"), ("never to be met",)])
 @pytest.mark.parametrize("prefill", [1024, 50])
 def test_generations_equal_stock(family, stops, prefill, monkeypatch):
-    monkeypatch.setattr(language_model, "PREFILL_TOKENS", prefill)
+    monkeypatch.setattr(trimmed_hflm, "PREFILL_TOKENS", prefill)
     model, tokenizer = tiny_model(family)
     settings = {"until": list(stops), "max_gen_toks": 40, "do_sample": False}
     arguments = [(context, settings) for context in CONTEXTS]
@@ -109,7 +109,7 @@ SHOTS = "the moon sees an old bird: it sings\n" * 3
 @pytest.mark.parametrize("family", DECODERS)
 @pytest.mark.parametrize("prefill", [1024, 30])
 def test_a_common_beginning_is_read_once_and_answers_equal_stock(family, prefill, monkeypatch):
-    monkeypatch.setattr(language_model, "PREFILL_TOKENS", prefill)
+    monkeypatch.setattr(trimmed_hflm, "PREFILL_TOKENS", prefill)
     model, tokenizer = tiny_model(family)
     contexts = [SHOTS + context for context in CONTEXTS]
     settings = {"until": ["e", "\n"], "max_gen_toks": 12, "do_sample": False}
@@ -145,7 +145,7 @@ def test_tokens_in_common_are_those_of_all_rows_padding_aside():
 
 
 def test_a_sliding_window_is_generated_whole(monkeypatch):
-    monkeypatch.setattr(language_model, "PREFILL_TOKENS", 50)
+    monkeypatch.setattr(trimmed_hflm, "PREFILL_TOKENS", 50)
     sliding = {"use_sliding_window": True, "sliding_window": 8, "layer_types": ["sliding_attention"] * 2}
     model, tokenizer = tiny_model("qwen2", **sliding)
     settings = {"until": ["never"], "max_gen_toks": 20, "do_sample": False}
@@ -218,6 +218,20 @@ def test_an_empty_context_is_the_prefix_token_as_in_stock():
     expected = stock(model, tokenizer).loglikelihood(instances("loglikelihood", [("", "a text")]), disable_tqdm=True)
     found = answers(answerer(model, tokenizer, "causal", PROTOCOL, Streams(0)), ask([Reference("", "a text")]))
     assert found[0]["nll"] == pytest.approx(-expected[0][0], abs=1e-4) and found[0]["tokens"] == 6
+
+
+@pytest.mark.parametrize("window", [7, 40, 400])
+def test_a_long_text_is_read_window_after_window_as_in_stock(window):
+    model, tokenizer = tiny_model("llama")
+    model.config.max_position_embeddings = window  # what HFLM takes for the model's window
+    texts = [" ".join(WORDS), "a tree", "the moon " * 20]
+    expected = stock(model, tokenizer).loglikelihood_rolling(
+        instances("loglikelihood_rolling", [(text,) for text in texts]), disable_tqdm=True
+    )
+    replies = answerer(model, tokenizer, "causal", PROTOCOL, Streams(0))
+    found = answers(replies, ask([Reference("", text) for text in texts]))
+    assert [-out["nll"] for out in found] == pytest.approx(expected, abs=1e-3)
+    assert [out["tokens"] for out in found] == [len(tokenizer(text)["input_ids"]) for text in texts]
 
 
 def test_one_token_continuations_cost_one_forward_a_context():

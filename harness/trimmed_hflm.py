@@ -1,0 +1,154 @@
+"""lm-evaluation-harness's ``HFLM`` with the same answers for less work, and generation that ends at stop strings."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from typing import Any
+
+import torch
+from lm_eval.models.huggingface import HFLM
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import Cache, DynamicCache, StoppingCriteria
+from transformers.cache_utils import DynamicLayer
+
+from harness.shared_prefix import LEAST, common_first, common_tokens, joined, repeated
+
+PREFILL_TOKENS = 1024  # padded tokens of the contexts that are read at a time before a batch is generated
+SEGMENT = 16  # generated tokens after which finished rows leave the batch
+
+
+class TrimmedHFLM(HFLM):
+    """HFLM with the same answers for less work.
+
+    Likelihoods: only the last ``positions`` logits of each row are computed, where the vocabulary costs most. HFLM
+    pads on the right, so its slices are found from the end of what comes back.
+    Generation: a row is finished at its own stop string and then leaves the batch. HFLM goes on with all rows until all
+    have met one and the same stop string, and then cuts the surplus off.
+    """
+
+    positions: int | None = None
+    generated_tokens: list[int]
+
+    def _model_call(self, inps: Tensor, attn_mask: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
+        if attn_mask is not None or self.positions is None or not self._trims():
+            return super()._model_call(inps, attn_mask, labels)
+        with torch.no_grad(), autocast(self.device, self.mixed_precision_dtype):
+            return self.model(inps, logits_to_keep=self.positions, use_cache=False).logits
+
+    def _model_generate(
+        self, context: Tensor, max_length: int, stop: list[str], attention_mask: Tensor, **settings: Any
+    ) -> Tensor:
+        """(rows, context and up to ``max_length`` tokens); for seq2seq the decoder's tokens, as many as asked for."""
+        if not settings.get("do_sample"):
+            settings.pop("temperature", None)
+        settings |= {"pad_token_id": self.tokenizer.pad_token_id, "use_cache": True, "return_dict_in_generate": True}
+        limit = max_length - context.shape[1]
+        with torch.no_grad(), autocast(self.device, self.mixed_precision_dtype):
+            if self.backend == "seq2seq":
+                stopper = self._stopper(stop, 1, len(context))
+                asked = {"attention_mask": attention_mask, "max_new_tokens": limit, "stopping_criteria": [stopper]}
+                result = self.model.generate(context, **asked, **settings).sequences
+                self.generated_tokens += stopper.tokens
+                return result
+            return self._generate_in_segments(context, attention_mask, limit, stop, settings)
+
+    def _generate_in_segments(
+        self, context: Tensor, mask: Tensor, limit: int, stop: list[str], settings: dict[str, Any]
+    ) -> Tensor:
+        """Generation that drops finished rows, and their part of the cache, every ``SEGMENT`` tokens."""
+        rows, width = context.shape
+        common = common_tokens(context, mask) if self.forgets_nothing() else 0
+        common = common if common >= LEAST else 0
+        context, mask = common_first(context, mask, common)
+        result = torch.full((rows, width + limit), settings["pad_token_id"], device=context.device)
+        counts = torch.ones(rows, dtype=torch.long)
+        going = torch.arange(rows)
+        tokens, cache, done = self._first_tokens(context, mask, common, stop, settings)
+        while True:
+            result[going.to(context.device), : tokens.shape[1]] = tokens
+            left = torch.tensor([row for row, over in enumerate(done) if not over], dtype=torch.long)
+            going, kept = going[left], left.to(context.device)
+            if not len(going) or tokens.shape[1] == width + limit:
+                self.generated_tokens += counts.tolist()
+                return result
+            mask = F.pad(mask[kept], (0, tokens.shape[1] - mask.shape[1]), value=1)
+            cache.batch_select_indices(kept)
+            stopper = self._stopper(stop, width, len(going))
+            new = min(SEGMENT, width + limit - tokens.shape[1])
+            asked = {"attention_mask": mask, "max_new_tokens": new, "stopping_criteria": [stopper]}
+            out = self.model.generate(tokens[kept], past_key_values=cache, **asked, **settings)
+            counts[going] = torch.tensor(stopper.tokens)
+            tokens, cache, done = out.sequences, out.past_key_values, stopper.done
+
+    def _trims(self) -> bool:
+        """Whether the model can leave out logits that nobody looks at."""
+        return "logits_to_keep" in inspect.signature(self.model.forward).parameters
+
+    def _read(self, ids: Tensor) -> Cache:
+        """Keys and values of whole rows of tokens."""
+        return self.model(ids, use_cache=True, **({"logits_to_keep": 1} if self._trims() else {})).past_key_values
+
+    def forgets_nothing(self) -> bool:
+        """A cache that forgets (sliding windows) is not put together from parts."""
+        return all(type(layer) is DynamicLayer for layer in DynamicCache(config=self.model.config).layers)
+
+    def _first_tokens(
+        self, context: Tensor, mask: Tensor, common: int, stop: list[str], settings: dict[str, Any]
+    ) -> tuple[Tensor, Cache, list[bool]]:
+        """(context with one more token, cache of the context, rows that are over): a few rows of like length at a time.
+
+        Rows come longest first, ``common`` tokens before their padding, so each part is read without the padding that
+        it does not need, and the common tokens once.
+        """
+        rows, width = context.shape
+        room = PREFILL_TOKENS if self.forgets_nothing() else rows * width
+        lengths = (mask.sum(1) - common).tolist()
+        head = self._read(context[:1, :common]) if common else None
+        sequences, caches, done = [], [], []
+        while len(done) < rows:
+            longest = max(lengths[len(done) :])
+            part = slice(len(done), len(done) + max(1, room // longest))
+            ids, own = (torch.cat((x[part, :common], x[part, width - longest :]), 1) for x in (context, mask))
+            stopper = self._stopper(stop, common + longest, len(ids))
+            asked = {"attention_mask": own, "max_new_tokens": 1, "stopping_criteria": [stopper]}
+            if head is not None:
+                asked["past_key_values"] = repeated(head, len(ids))
+            out = self.model.generate(ids, **asked, **settings)
+            sequences.append(torch.cat([context[part], out.sequences[:, common + longest :]], dim=1))
+            caches.append(out.past_key_values)
+            done += stopper.done
+        return torch.cat(sequences), caches[0] if len(caches) == 1 else joined(caches, width, common), done
+
+    def _stopper(self, stop: list[str], start: int, rows: int) -> _StopAtText:
+        ends = self.model.generation_config.eos_token_id
+        return _StopAtText(self.tokenizer, stop, {ends} if isinstance(ends, int) else set(ends or ()), start, rows)
+
+
+class _StopAtText(StoppingCriteria):
+    """Rows that end in one of the tokens ``ends`` or whose newest tokens contain a stop string.
+
+    ``tokens`` counts what each row generated until then, the end included.
+    """
+
+    def __init__(self, tokenizer: Any, stops: list[str], ends: set[int], start: int, rows: int):
+        self.tokenizer, self.ends, self.start = tokenizer, ends, start
+        self.stops = [stop for stop in stops if stop]
+        # Two tokens more than the stop string takes by itself: after other text it may be cut up differently.
+        self.reach = 2 + max((len(tokenizer.encode(s, add_special_tokens=False)) for s in self.stops), default=0)
+        self.done, self.tokens = [False] * rows, [0] * rows
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        new = input_ids[:, self.start :]
+        newest = new[:, -1].tolist()
+        for row, tail in enumerate(self.tokenizer.batch_decode(new[:, -self.reach :])):
+            if not self.done[row]:
+                self.tokens[row] = new.shape[1]
+                self.done[row] = newest[row] in self.ends or any(stop in tail for stop in self.stops)
+        return torch.tensor(self.done, device=input_ids.device)
+
+
+def autocast(device: torch.device, dtype: torch.dtype | None) -> contextlib.AbstractContextManager:
+    """Mixed precision where ``dtype`` is one."""
+    return torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext()
