@@ -8,6 +8,8 @@ from harness import dag
 
 S = dag.suite(config, workflow.cores)
 R = str(S.results)
+if workflow.is_main_process:
+    print(dag.stages(S), file=sys.stderr)
 
 wildcard_constraints:
     seed=r"\d+", model="[^/]+", corpus="[^/]+", variant="[^/]+", eval="[^/]+"

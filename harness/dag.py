@@ -37,6 +37,19 @@ def suite(config: dict, cores: int | None) -> Suite:
         sys.exit(f"\n{error}\n")
 
 
+def stages(loaded: Suite) -> str:
+    """One line: how many cells each stage has, done or not."""
+    evaluated = [(t, e) for t in loaded.trainings for e in t.evals]
+    trained = sum(t.trains for t in loaded.trainings)
+    counts = {
+        "train": trained,
+        "cost": len(loaded.costs),
+        "predict": sum(t.variant != "majority" for t, _ in evaluated),
+    }
+    listed = ", ".join(f"{stage} {count:,}" for stage, count in {**counts, "score": len(evaluated)}.items())
+    return f"Suite {loaded.name}, cells by stage: {listed}."
+
+
 def plan_key(loaded: Suite) -> str:
     return cells.hash_of(loaded.plan())
 

@@ -163,7 +163,24 @@ def test_comments_and_docstrings_do_not_change_code(tmp_path, monkeypatch):
     assert code_hash([file], grading=False) != bare
 
 
-def test_every_suite_of_the_project_loads():
-    for path in (ROOT / "config").glob("*.yaml"):
-        if path.stem not in ("catalogue", "revisions.lock"):
-            assert suites.load_suite(path.stem).trainings
+SUITES = [p for p in (ROOT / "config").glob("*.yaml") if p.stem not in ("catalogue", "revisions.lock")]
+SUITES += (ROOT / "papers").glob("*/*.yaml")
+
+
+@pytest.mark.parametrize("path", SUITES, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_every_suite_of_the_project_loads(path):
+    loaded = suites.load_suite(str(path))
+    assert loaded.trainings and all(t.key and t.protocol["steps"] >= 0 for t in loaded.trainings)
+
+
+def test_every_paper_has_a_whole_and_a_small_form():
+    for folder in (p for p in (ROOT / "papers").iterdir() if p.is_dir()):
+        whole, small = suites.load_suite(folder.name), suites.load_suite(str(folder / "small.yaml"))
+        assert (whole.name, small.name) == (folder.name, f"{folder.name}-small")
+        assert "OURS" in (folder / "suite.yaml").read_text(encoding="utf-8")
+
+
+def test_stages_are_counted(tmp_path):
+    loaded = load(tmp_path)
+    trained = [t for t in loaded.trainings if t.trains]
+    assert dag.stages(loaded).startswith(f"Suite {loaded.name}, cells by stage: train {len(trained)}, cost ")
