@@ -12,8 +12,10 @@ Levels, strongest first; the machine's is found by trying, and stands in every o
                 environment. Does not stop, besides: the network, signals to this user's other processes. Refused to
                 root, whom the process limit does not bind.
 
-The program and its tests share one interpreter: a program that goes looking for the nonce can pass. What is sure is
-that none passes by leaving early, and that none outlives its limits.
+Tests run in a process of their own, under the same level and limits, and call the program's functions across a pipe on
+which only plain built-in values travel (``harness.sandbox_call``): the program sees neither the tests, nor what they
+expect, nor the nonce by which they report. A program without tests reports for itself: one that goes looking for the
+nonce can pass; what is sure is that none passes by leaving early. None of either kind outlives its limits.
 """
 
 from __future__ import annotations
@@ -65,18 +67,26 @@ class Outcome:
     level: str
 
 
-def run_program(source: str, limits: Limits | None = None, level: str | None = None) -> Outcome:
+def run_program(
+    source: str, limits: Limits | None = None, level: str | None = None, tests: str | None = None
+) -> Outcome:
     """Run ``source`` at ``level`` (None: the strongest of this machine); it passes if its end is reached.
+
+    With ``tests``, trusted Python, it passes if *their* end is reached. A name that they use and do not define is the
+    program's function of that name; ``__remote__(name)`` is one that they do define. Arguments and results are plain
+    built-in values; a built-in error that the function raises is raised in the tests.
 
     Raises SandboxError where the level cannot be had.
     """
-    return _run(source, limits or Limits(), level or strongest_level())
+    return _run(source, limits or Limits(), level or strongest_level(), tests)
 
 
-def run_programs(sources: Sequence[str], limits: Limits | None = None, workers: int = 1) -> list[Outcome]:
+def run_programs(
+    sources: Sequence[str], limits: Limits | None = None, workers: int = 1, tests: str | None = None
+) -> list[Outcome]:
     """Outcomes of several programs in their order, ``workers`` at a time; each has its own processes and directory."""
     with ThreadPoolExecutor(workers) as pool:
-        return list(pool.map(lambda source: run_program(source, limits), sources))
+        return list(pool.map(lambda source: run_program(source, limits, tests=tests), sources))
 
 
 @functools.cache
@@ -98,13 +108,21 @@ def strongest_level() -> str:
     )
 
 
-def _run(source: str, limits: Limits, level: str) -> Outcome:
+def _run(source: str, limits: Limits, level: str, tests: str | None = None) -> Outcome:
     if level == "limits" and os.geteuid() == 0:
         raise SandboxError("limits: refused to root, whom the limit on processes does not bind; run as another user")
     start = time.monotonic()
     with _fresh_directory() as folder:
-        task = {"source": source, "limits": asdict(limits), "level": level, "folder": folder}
-        said, complaint, code = _keeper(json.dumps(task), limits.wall_seconds + _GRACE)
+        task = {
+            "source": source,
+            "limits": asdict(limits),
+            "level": level,
+            "folder": folder,
+            "tested": tests is not None,
+        }
+        # Two parts: the program's process is made between them.
+        frames = "".join(f"{len(text):08x}{text}" for text in (json.dumps(task), json.dumps({"tests": tests})))
+        said, complaint, code = _keeper(frames, limits.wall_seconds + _GRACE)
     seconds = time.monotonic() - start
     try:
         status, detail = json.loads(said)

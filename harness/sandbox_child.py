@@ -3,11 +3,17 @@
 Run by ``harness.sandbox`` as a script of its own, with the standard library only. Two processes: the *keeper* makes the
 namespaces, waits, enforces the wall time and reports; the *runner* gives up every privilege and runs the program.
 The runner passes by writing a nonce to a pipe after the program's last line: leaving early, however politely, is none.
+
+With tests there are two runners. The *candidate* runs the program and answers calls; the *judge*, under the same limits,
+runs the tests, calls across a pipe (``harness.sandbox_call``) and alone knows the nonce. The candidate is forked before
+the keeper has read the tests, so that they are nowhere in its memory.
 """
 
 from __future__ import annotations
 
 import ctypes
+import fcntl
+import importlib.util
 import json
 import math
 import os
@@ -18,6 +24,7 @@ import struct
 import sys
 import time
 import types
+from collections.abc import Callable, Sequence
 
 LEVELS = ("namespaces", "seccomp", "limits")
 """Strongest first; what each one does is told in ``harness.sandbox``."""
@@ -156,23 +163,57 @@ def set_limits(limits: dict, level: str) -> None:
         resource.setrlimit(getattr(resource, name), (value, value))
 
 
-# --------------------------------------------------------------------------- the two processes
+# --------------------------------------------------------------------------- the processes
+
+REPORT, INLET, OUTLET = 3, 4, 5  # descriptors of a runner
+READY = b"ready\n"  # a runner's first report; what it says later is not the sandbox's word
 
 
-def run(source: str, report: int, nonce: bytes) -> None:
+def run(source: str, nonce: bytes) -> None:
     """Execute the program as the module ``candidate`` and report on the pipe; never returns."""
     write, leave = os.write, os._exit  # the program may put others in their place
-    module = types.ModuleType("candidate")
-    sys.modules["candidate"] = module
     try:
-        exec(compile(source, "candidate.py", "exec"), module.__dict__)
+        exec(compile(source, "candidate.py", "exec"), _module("candidate"))
     except MemoryError:
-        write(report, b"memory MemoryError")
+        write(REPORT, b"memory MemoryError")
     except BaseException as error:  # SystemExit and KeyboardInterrupt are failures, too
-        write(report, b"failed " + _describe(error))
+        write(REPORT, b"failed " + _describe(error))
     else:
-        write(report, nonce)
+        write(REPORT, nonce)
     leave(0)
+
+
+def run_candidate(source: str, calls: types.ModuleType) -> None:
+    """Execute the program, then answer the judge's calls; never returns."""
+    names, failure = _module("candidate"), None
+    try:
+        exec(compile(source, "candidate.py", "exec"), names)
+    except BaseException as error:
+        failure = error
+    calls.serve(names, failure, calls.Line(INLET, OUTLET))
+    os._exit(0)
+
+
+def run_judge(tests: str, nonce: bytes, calls: types.ModuleType) -> None:
+    """Execute the tests and report on the pipe; never returns."""
+    try:
+        exec(compile(tests, "tests.py", "exec"), calls.Names(calls.Line(INLET, OUTLET)))
+    except MemoryError:
+        os.write(REPORT, b"memory MemoryError")
+    except (EOFError, BrokenPipeError):
+        os.write(REPORT, b"gone")
+    except BaseException as error:
+        os.write(REPORT, b"failed " + _describe(error))
+    else:
+        os.write(REPORT, nonce)
+    os._exit(0)
+
+
+def _module(name: str) -> dict:
+    """The globals of a new module of that name."""
+    module = types.ModuleType(name)
+    sys.modules[name] = module
+    return module.__dict__
 
 
 def _describe(error: BaseException) -> bytes:
@@ -186,23 +227,37 @@ def _describe(error: BaseException) -> bytes:
     return line.encode("utf-8", "backslashreplace")[:300]
 
 
-def start_runner(task: dict, sink: int, report: int, nonce: bytes) -> None:
-    """In the forked child: prepare, then run; never returns. Up to the program's start, failures are the sandbox's."""
+def fork_runner(task: dict, sink: int, pipes: Sequence[int], body: Callable[[], None]) -> int:
+    """A child that prepares, then runs ``body``: its process number. Up to the program's start, failures are the sandbox's.
+
+    ``pipes`` become its descriptors REPORT and, of two runners, INLET and OUTLET.
+    """
+    keeper = os.getpid()
+    child = os.fork()
+    if child:
+        return child
     try:
+        # From inside a new process space the keeper is not to be seen: its number there is 0.
+        die_with_parent(0 if task["level"] == "namespaces" else keeper)
         for standard in (0, 1, 2):
             os.dup2(sink, standard)
-        report = os.dup2(report, 3)
-        os.closerange(4, 4096)
+        aside = [fcntl.fcntl(pipe, fcntl.F_DUPFD, 100) for pipe in pipes]
+        for place, pipe in enumerate(aside, REPORT):
+            os.dup2(pipe, place)
+        os.closerange(REPORT + len(pipes), 4096)
         os.setpgid(0, 0)
         os.chdir(task["folder"])
         set_limits(task["limits"], task["level"])
         if task["level"] != "limits":
             give_up_privileges()
-        run(task["source"], report, nonce)
+        os.write(REPORT, READY)
     except BaseException as error:
-        os.write(report, b"sandbox " + _describe(error))
-    finally:
+        os.write(REPORT, b"sandbox " + _describe(error))
         os._exit(0)
+    try:
+        body()
+    finally:
+        os._exit(1)
 
 
 def wait(child: int, seconds: float) -> tuple[int, float] | None:
@@ -230,41 +285,113 @@ def verdict(ended: tuple[int, float] | None, said: bytes, nonce: bytes, limits: 
         if number in (signal.SIGXCPU, signal.SIGKILL) and cpu >= 0.9 * limits["cpu_seconds"]:
             return "timeout", f"stopped after {limits['cpu_seconds']:g} s of CPU time"
         return "crashed", f"killed by {signal.Signals(number).name}"
+    if not said.startswith(READY):
+        return "sandbox", said.decode("utf-8", "replace").partition(" ")[2] or "the program did not start"
+    said = said.removeprefix(READY)
     if said == nonce:
         return "passed", ""
     word, _, detail = said.decode("utf-8", "replace").partition(" ")
-    if word in ("failed", "memory", "sandbox"):
+    if word in ("failed", "memory"):
         return word, detail
     return "crashed", f"left with exit code {os.WEXITSTATUS(status)} before the tests had ended"
 
 
-def keep(task: dict) -> tuple[str, str]:
-    """Set up the level, fork the runner, see it to its end."""
+def keep(task: dict, more: Callable[[], dict]) -> tuple[str, str]:
+    """Set up the level, fork the runner or runners, see them to their end. ``more()``: what only the judge may know."""
     sink = os.open(os.devnull, os.O_RDWR)  # before the file tree loses its devices
+    calls = _calls()
     if task["level"] == "namespaces":
         try:
             enter_namespaces(task["folder"], task["limits"]["disk_bytes"])
         except OSError as error:
             return "sandbox", str(error)
+    if sys.platform == "linux":
+        _prctl(_SET_DUMPABLE, 0)  # the tests are in this process's memory
+    return _keep_pair(task, sink, calls, more) if task["tested"] else _keep_one(task, sink)
+
+
+def _calls() -> types.ModuleType:
+    """harness/sandbox_call.py, which this isolated interpreter does not find by its name."""
+    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "sandbox_call.py")
+    spec = importlib.util.spec_from_file_location("sandbox_call", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _keep_one(task: dict, sink: int) -> tuple[str, str]:
     nonce = secrets.token_hex(16).encode()
     inlet, outlet = os.pipe()
-    keeper = os.getpid()
-    child = os.fork()
-    if child == 0:
-        # From inside a new process space the keeper is not to be seen: its number there is 0.
-        die_with_parent(0 if task["level"] == "namespaces" else keeper)
-        start_runner(task, sink, outlet, nonce)
+    child = fork_runner(task, sink, [outlet], lambda: run(task["source"], nonce))
     os.close(outlet)
     ended = wait(child, task["limits"]["wall_seconds"])
-    os.set_blocking(inlet, False)
+    return verdict(ended, _said(inlet), nonce, task["limits"])
+
+
+def _keep_pair(task: dict, sink: int, calls: types.ModuleType, more: Callable[[], dict]) -> tuple[str, str]:
+    limits = task["limits"]
+    first = _first_process() if task["level"] == "namespaces" else None
+    of_candidate, from_candidate = os.pipe()
+    asked, asks = os.pipe()
+    answered, answers = os.pipe()
+    own = [from_candidate, asked, answers]
+    candidate = fork_runner(task, sink, own, lambda: run_candidate(task["source"], calls))
+    tests = more()["tests"]  # read only now: the candidate has no copy
+    nonce = secrets.token_hex(16).encode()
+    of_judge, from_judge = os.pipe()
+    judge = fork_runner(task, sink, [from_judge, answered, asks], lambda: run_judge(tests, nonce, calls))
+    for pipe in (*own, asks, answered, from_judge):
+        os.close(pipe)
+    ended, said = wait(judge, limits["wall_seconds"]), _said(of_judge)
+    hung_up = said == READY + b"gone"
+    over, confessed = wait(candidate, 0.5 if hung_up else 0.0), _said(of_candidate)
+    if first is not None:
+        os.kill(first, signal.SIGKILL)
+        os.waitpid(first, 0)
+    if hung_up and over is None:
+        return "crashed", "hung up before the tests had ended"
+    stopped = over is not None and os.WIFSIGNALED(over[0]) and ended is not None and said != READY + nonce
+    if hung_up or stopped or confessed.startswith(b"sandbox "):
+        return verdict(over, confessed, nonce, limits)
+    return verdict(ended, said, nonce, limits)
+
+
+def _first_process() -> int:
+    """An idle first process of the new process space: the kernel ends all others with it, so it must be no runner."""
+    child = os.fork()
+    if child == 0:
+        die_with_parent(0)
+        while True:
+            signal.pause()
+    return child
+
+
+def _said(pipe: int) -> bytes:
+    os.set_blocking(pipe, False)
     try:
-        said = os.read(inlet, 4096)
+        return os.read(pipe, 4096)
     except BlockingIOError:
-        said = b""
-    return verdict(ended, said, nonce, task["limits"])
+        return b""
+
+
+def frame() -> dict:
+    """The next part of the task from standard input: eight hexadecimal digits of length, then JSON. Reads no byte more."""
+    size = int(_exactly(8), 16)
+    return json.loads(_exactly(size))
+
+
+def _exactly(count: int) -> bytes:
+    parts = []
+    while count:
+        part = os.read(0, count)
+        if not part:
+            raise EOFError("the task is cut off")
+        parts.append(part)
+        count -= len(part)
+    return b"".join(parts)
 
 
 if __name__ == "__main__":
     die_with_parent(int(sys.argv[1]))
-    answer = keep(json.load(sys.stdin))
+    answer = keep(frame(), frame)
     json.dump(answer, sys.stdout)

@@ -1,7 +1,33 @@
 """One thread for every test and every process that a test starts: tiny models gain nothing from more, and two processes
-of two threads each on two cores run six times slower than two of one."""
+of two threads each on two cores run six times slower than two of one. And what tests of the sandbox share."""
 
 import os
+import tempfile
+
+import pytest
+
+from harness import sandbox
+from tests.programs import TIGHT, keepers_of
 
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[name] = "1"
+
+
+@pytest.fixture(params=[level for level in sandbox.LEVELS if level != "limits" or os.geteuid() != 0])
+def level(request):
+    """A level of the sandbox that this machine has."""
+    try:
+        assert sandbox.run_program("", TIGHT, request.param).status == "passed"
+    except sandbox.SandboxError as error:
+        pytest.skip(f"NOT RUN: {error}")
+    return request.param
+
+
+@pytest.fixture
+def nothing_is_left_behind(tmp_path_factory, monkeypatch):
+    """No directory and no process of a program after the test."""
+    folder = tmp_path_factory.mktemp("programs")
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    yield
+    assert not list(folder.iterdir())
+    assert not keepers_of(os.getpid())

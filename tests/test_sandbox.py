@@ -10,48 +10,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 
 import pytest
 
 from harness import sandbox, sandbox_child
 from harness.plugins import ROOT
-from harness.sandbox import Limits, SandboxError, run_program, run_programs, strongest_level
+from harness.sandbox import SandboxError, run_program, run_programs, strongest_level
+from tests.programs import BRIEF, TIGHT, keepers_of
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="NOT RUN: the sandbox's levels are Linux's")
-TIGHT = Limits(cpu_seconds=1, wall_seconds=20, memory_bytes=192 << 20, disk_bytes=1 << 20)
-BRIEF = dataclasses.replace(TIGHT, wall_seconds=1)  # for programs that only wait
-
-
-@pytest.fixture(params=[level for level in sandbox.LEVELS if level != "limits" or os.geteuid() != 0])
-def level(request):
-    try:
-        assert run_program("", TIGHT, request.param).status == "passed"
-    except SandboxError as error:
-        pytest.skip(f"NOT RUN: {error}")
-    return request.param
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_left_behind(tmp_path_factory, monkeypatch):
-    folder = tmp_path_factory.mktemp("programs")
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    yield
-    assert not list(folder.iterdir())
-    assert not keepers_of(os.getpid())
-
-
-def keepers_of(parent: int) -> list[str]:
-    """Command lines of sandbox processes that ``parent`` started."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (folder / "cmdline").read_bytes().decode().split("\0")
-        except OSError:
-            continue
-        if sandbox_child.__file__ in words and str(parent) in words:
-            found.append(" ".join(words))
-    return found
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="NOT RUN: the sandbox's levels are Linux's"),
+    pytest.mark.usefixtures("nothing_is_left_behind"),
+]
 
 
 # --------------------------------------------------------------------------- programs that behave
