@@ -30,7 +30,7 @@ class MBPP(Corpus):
     """Training examples; 0: all."""
 
     assets: ClassVar[tuple[str, ...]] = ("mbpp", "humaneval")
-    evals: ClassVar[tuple[str, ...]] = ("humaneval",)
+    evals: ClassVar[tuple[str, ...]] = ("humaneval",)  # whose prompts it is told in; the eval mbpp has another
     label: ClassVar[str] = "MBPP"
     example: ClassVar[type] = Completion
 

@@ -22,13 +22,13 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     return 1.0 - math.comb(n - c, k) / math.comb(n, k)
 
 
-def program_counts(programs: Sequence[str]) -> dict:
-    """Run each program (with its tests) in the sandbox, one after another.
+def program_counts(programs: Sequence[str], tests: str | None = None) -> dict:
+    """Run each program in the sandbox, one after another, judged by ``tests`` (None: it holds its own).
 
     ``n`` programs, ``c`` that passed, the ``outcome`` of each ("passed", "failed AssertionError", "timeout", ...) and
     the sandbox's ``level``.
     """
-    outcomes = run_programs(programs)
+    outcomes = run_programs(programs, tests=tests)
     return {
         "n": len(outcomes),
         "c": sum(outcome.status == "passed" for outcome in outcomes),

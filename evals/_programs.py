@@ -1,8 +1,8 @@
 """Problems whose answer is a Python function: the model writes its body, the problem's tests decide.
 
 The prompt is given as it stands; generation ends where a new top-level statement begins, as in lm-evaluation-harness's
-``humaneval``; the program is prompt + text + tests + ``check(entry_point)``. The canonical solution's likelihood is
-measured, too.
+``humaneval``. The program is prompt + text; ``check(entry_point)`` runs in a process of its own and calls it across a
+wall (harness/sandbox.py). The canonical solution's likelihood is measured, too.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ class ProgramEval(Eval):
     }
     lower_is_better: ClassVar[tuple[str, ...]] = ("reference_nll",)
     floors: ClassVar[dict[str, float]] = {"pass_at_1": 0.0, "pass_at_10": 0.0}
+    version: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         if self.samples < 1 or self.temperature < 0:
@@ -61,9 +62,11 @@ class ProgramEval(Eval):
 
     def grade(self, item: dict, outputs: Sequence[dict]) -> dict:
         generated, reference = outputs
-        tests = f"\n{item['test']}\ncheck({item['entry_point']})"
-        programs = [item["prompt"] + text + tests for text in generated["texts"]]
-        return {**program_counts(programs), **reference_counts(reference)}
+        name = item["entry_point"]
+        # The prompt gives the tests its imports and helpers; the function itself is the program's.
+        tests = f"{item['prompt']}\n{name} = __remote__({name!r})\n{item['test']}\ncheck({name})"
+        programs = [item["prompt"] + text for text in generated["texts"]]
+        return {**program_counts(programs, tests), **reference_counts(reference)}
 
     def aggregate(self, grades: Sequence[dict]) -> dict[str, float]:
         return {**pass_rates(grades), "reference_nll": nats_per_token(grades)}

@@ -1,6 +1,7 @@
 """Fig. 2: gradient norm and validation loss side by side, by optimizer step, a row of panels per model and corpus.
 
-Lines are means over the seeds that ended well, bands their smallest and largest value. A run that failed is drawn by
+Lines are means over the seeds that ended well, bands their smallest and largest value; more than ``MOST_BANDS`` of them
+would hide one another and are left out. A run that failed is drawn by
 itself, thin, up to a cross where it stopped: it enters no mean.
 """
 
@@ -15,9 +16,10 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-ROW_HEIGHT = 1.9  # inches
+ROW_HEIGHT, CROWDED_HEIGHT = 1.9, 2.9  # inches
+MOST_BANDS = 8
 HOW = (
-    "Lines: means over seeds; bands: smallest to largest. A thin line that ends in a cross: a run that failed there.\n"
+    "Lines: means over seeds{bands}. A thin line that ends in a cross: a run that failed there.\n"
     "Runs that are stale or come from other software are left out; the table of scores marks them."
 )
 MOST_POINTS = 200
@@ -28,13 +30,15 @@ SIDES = {"gradient_norm": "gradient norm\n(before clipping)", "validation_loss":
 def curve_pages(curves: pd.DataFrame, styles: dict[str, Style]) -> list[Figure]:
     """Pages of Fig. 2 from rows (model, corpus, variant, seed, status, stale, step, name, value)."""
     groups = [rows for _, rows in curves.groupby(["model", "corpus"], sort=False, observed=True)]
-    return [_page(groups[page], styles) for page in pages([ROW_HEIGHT] * len(groups))]
+    crowded = len(styles) > MOST_BANDS
+    height = CROWDED_HEIGHT if crowded else ROW_HEIGHT
+    return [_page(groups[page], styles, height, not crowded) for page in pages([height] * len(groups))]
 
 
-def _page(groups: Sequence[pd.DataFrame], styles: dict[str, Style]) -> Figure:
+def _page(groups: Sequence[pd.DataFrame], styles: dict[str, Style], height: float, bands: bool) -> Figure:
     import matplotlib.pyplot as plt
 
-    size = (PAGE_WIDTH, ROW_HEIGHT * len(groups) + 0.75)
+    size = (PAGE_WIDTH, height * len(groups) + 0.75)
     figure, axes = plt.subplots(len(groups), 2, figsize=size, squeeze=False, layout="constrained")
     drawn: dict[str, object] = {}
     for row, rows in zip(axes, groups, strict=True):
@@ -42,7 +46,7 @@ def _page(groups: Sequence[pd.DataFrame], styles: dict[str, Style]) -> Figure:
             panel = rows[rows["name"] == name]
             for place, (variant, style) in enumerate(styles.items()):
                 every_point = name == "validation_loss"
-                line = _draw(axis, panel[panel["variant"] == variant], style, None if every_point else place)
+                line = _draw(axis, panel[panel["variant"] == variant], style, None if every_point else place, bands)
                 if line is not None:
                     drawn.setdefault(variant, line)
             _finish(axis, panel, label)
@@ -52,12 +56,12 @@ def _page(groups: Sequence[pd.DataFrame], styles: dict[str, Style]) -> Figure:
     handles = [drawn[variant] for variant in styles if variant in drawn]
     columns = legend_columns(labels)
     figure.legend(handles, labels, loc="outside upper center", ncols=columns, handlelength=2.6, columnspacing=1.4)
-    footer(figure, HOW)
+    footer(figure, HOW.format(bands="; bands: smallest to largest" if bands else ""))
     return figure
 
 
-def _draw(axis, rows: pd.DataFrame, style: Style, place: int | None):
-    """One method's mean and band, and its failed seeds. Returns the line for the legend, None if there is nothing.
+def _draw(axis, rows: pd.DataFrame, style: Style, place: int | None, band: bool):
+    """One method's mean and, if wanted, band, and its failed seeds. Returns the line for the legend, None if there is nothing.
 
     ``place``: the method's among the others, so that their eight markers stand beside one another; None: one a point.
     """
@@ -80,7 +84,7 @@ def _draw(axis, rows: pd.DataFrame, style: Style, place: int | None):
         marker["markeredgecolor"] = style.colour
     marker["markeredgewidth"] = 0.4
     (line,) = axis.plot(table.index, table["mean"], **look, **marker)
-    if good["seed"].nunique() > 1:
+    if band and good["seed"].nunique() > 1:
         axis.fill_between(table.index, table["min"], table["max"], color=style.colour, alpha=0.16, linewidth=0)
     axis.bin_width = max(getattr(axis, "bin_width", 1), width)
     return line

@@ -147,6 +147,85 @@ def test_all_canonical_solutions_pass_in_two_minutes_and_none_without_a_body(dat
     assert sum(g["c"] for g in empty) == 0
 
 
+CHEATS = (
+    "    class Yes(int):\n        def __eq__(self, other): return True\n        def __ne__(self, other): return False\n"
+    "        def __bool__(self): return True\n    return Yes()\n",
+    "    return x\nimport builtins\nbuiltins.AssertionError = ValueError\nimport sys\nsys.exit(0)\n",
+)
+
+
+@pytest.mark.parametrize("text", CHEATS, ids=["equal to everything", "leaves before the tests"])
+def test_cheats_are_not_counted(text):
+    assert graded(text)["c"] == 0
+
+
+# --------------------------------------------------------------------------- MBPP
+
+
+@pytest.fixture
+def mbpp(tmp_path):
+    """``data`` with three shown problems and three to solve: a plain one, one named as a built-in, one with a class."""
+    rows = [
+        {"task_id": n, "text": f"Add {n}.", "code": f"def f{n}(x):\r\n  return x + {n}",
+         "test_list": [f"assert f{n}({k}) == {k + n}" for k in range(3)], "test_setup_code": ""}
+        for n in (1, 2, 3, 4, 11)
+    ]  # fmt: skip
+    rows.append(
+        {
+            **rows[0],
+            "task_id": 12,
+            "code": "def sum(a, b):\n    return a * b",
+            "test_list": ["assert sum(2, 3) == 6"] * 3,
+        }
+    )
+    setup = "class Node:\n    x = 5\nnode = Node()"
+    row = {
+        "task_id": 13,
+        "text": "Its x.",
+        "code": "def x_of(n):\n    return n.x",
+        "test_list": ["assert x_of(node) == 5"] * 3,
+    }
+    rows.append({**row, "test_setup_code": setup})
+    for file, chosen in (("prompt", rows[:4]), ("test", rows[4:])):
+        (tmp_path / f"{file}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chosen))
+    return lambda asset: tmp_path
+
+
+def test_mbpp_is_asked_as_lm_eval_asks_it(mbpp):
+    import jinja2
+    import lm_eval
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.add_constructor("!function", lambda loader, node: node.value)
+    with open(f"{next(iter(lm_eval.__path__))}/tasks/mbpp/mbpp.yaml", encoding="utf-8") as file:
+        task = yaml.load(file, Loader)
+    text = jinja2.Environment(keep_trailing_newline=True).from_string(task["doc_to_text"])
+    rows = [json.loads(line) for line in (mbpp("") / "prompt.jsonl").read_text().splitlines()[1:]]
+    rows.append(json.loads((mbpp("") / "test.jsonl").read_text().splitlines()[0]))
+    shown = [text.render(**row) + (f"{row['code']}\n[DONE]" if row["task_id"] < 5 else "") for row in rows]
+    plugin = load_plugin("evals", "mbpp")
+    generate, reference = plugin.requests(plugin.items(mbpp)[0])
+    assert generate.context == reference.context == "\n\n".join(shown)
+    assert list(generate.until) == task["generation_kwargs"]["until"] and reference.continuation == rows[-1]["code"]
+    assert task["num_fewshot"] == 3
+
+
+def test_mbpp_solutions_pass_and_others_do_not(mbpp):
+    plugin = load_plugin("evals", "mbpp")
+    for item in plugin.items(mbpp):
+        outputs = [
+            {
+                "texts": [item["code"], "def f11(x): return 0\ndef sum(*a): return 0\ndef x_of(n): return 0"],
+                "tokens": [1, 1],
+            }
+        ]
+        grade = plugin.grade(item, [*outputs, {"nll": 1.0, "tokens": 1}])
+        assert grade["outcome"] == ["passed", "failed AssertionError"], item["id"]
+
+
 def test_a_limit_takes_a_fixed_part(data):
     def ids(limit):
         return [item["id"] for item in load_plugin("evals", "humaneval", limit=limit).items(data)]
