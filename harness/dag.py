@@ -11,6 +11,7 @@ from harness.closure import code_hash
 from harness.failures import UserError
 from harness.plugins import ROOT, find_plugin
 from harness.processes import has_gpu
+from harness.sandbox import SandboxError, require
 from harness.suite import Suite, Training, catalogue, load_suite
 
 
@@ -32,8 +33,10 @@ def suite(config: dict, cores: int | None) -> Suite:
         for training in loaded.trainings:  # every key now: a defect in any plug-in shows before anything runs
             for evaluation in training.evals:
                 training.score_key(evaluation)
+        if loaded.limits["sandbox"]:
+            require(loaded.limits["sandbox"])
         return loaded
-    except (UserError, ValueError) as error:
+    except (UserError, ValueError, SandboxError) as error:
         sys.exit(f"\n{error}\n")
 
 

@@ -108,6 +108,15 @@ def strongest_level() -> str:
     )
 
 
+def require(floor: str) -> None:
+    """Raises SandboxError where this machine's strongest level is weaker than ``floor``; "" asks for nothing."""
+    if floor and LEVELS.index(strongest_level()) > LEVELS.index(floor):
+        raise SandboxError(
+            f"the suite runs programs at level {floor} or stronger (limits.sandbox), and this machine has {strongest_level()} "
+            "at most: allow unprivileged user namespaces or seccomp here, or score on another machine"
+        )
+
+
 def _run(source: str, limits: Limits, level: str, tests: str | None = None) -> Outcome:
     if level == "limits" and os.geteuid() == 0:
         raise SandboxError("limits: refused to root, whom the limit on processes does not bind; run as another user")

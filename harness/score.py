@@ -20,6 +20,7 @@ from harness.contract import Eval
 from harness.failures import UserError, guard
 from harness.provenance import provenance
 from harness.rows import read_rows, write_rows
+from harness.sandbox import SandboxError, require
 from harness.suite import Training, find_plugin, load_plugin, load_suite, predict_record, score_record
 
 RESAMPLES = 200  # of the items, to tell whether a headline can be told from its floor
@@ -68,6 +69,8 @@ def score(training: Training, evaluation: str, predictions: Path, folder: Path) 
     facts = {"eval_version": plugin.version, "headline": plugin.headline, "units": dict(plugin.units)}
     facts["lower_is_better"] = list(plugin.lower_is_better)
     try:
+        if "sandbox" in plugin.signatures():
+            require(training.suite.limits["sandbox"])
         if training.variant == "majority":
             items = plugin.items(asset_folder)
             grades = _majority(training, evaluation, plugin, items)
@@ -78,7 +81,7 @@ def score(training: Training, evaluation: str, predictions: Path, folder: Path) 
             items = plugin.items(asset_folder)
             grades = _grades(plugin, items, read_rows(predictions.parent / predicted["files"]["predictions"]["file"]))
         metrics = plugin.aggregate(grades)
-    except GradingFailed as error:
+    except (GradingFailed, SandboxError) as error:
         return {**facts, "status": "error", "reason": str(error)}
     path = folder / "grades.jsonl.zst"
     write_rows(path, [{"item": item["id"], **grade} for item, grade in zip(items, grades, strict=True)])

@@ -55,8 +55,9 @@ PROTOCOL = {
     "eval_batch_size": 16,
     "streams": {},  # seeds of single streams (init, order, dropout, probe, generation), where they differ from the cell's
 }
-LIMITS = {"checkpoint_every": 0, "memory_mb": 0, "wall_minutes": 0, "cost_steps": 8}
-"""What a suite may set that changes no result: steps between checkpoints, the supervisor's limits, timed steps of `cost`."""
+LIMITS = {"checkpoint_every": 0, "memory_mb": 0, "wall_minutes": 0, "cost_steps": 8, "sandbox": ""}
+"""What a suite may set that changes no result: steps between checkpoints, the supervisor's limits, timed steps of `cost`,
+the weakest level of isolation at which programs that a model wrote may run (harness/sandbox.py; "": any)."""
 
 
 class Suite:

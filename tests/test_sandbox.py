@@ -261,6 +261,14 @@ def test_a_weaker_level_is_taken_and_told_where_the_strongest_fails(monkeypatch)
     assert strongest_level.__wrapped__() == "seccomp"
 
 
+def test_a_suite_may_demand_a_level(monkeypatch):
+    monkeypatch.setattr(sandbox, "strongest_level", lambda: "seccomp")
+    for floor in ("", "limits", "seccomp"):
+        sandbox.require(floor)
+    with pytest.raises(SandboxError, match="level namespaces or stronger .* this machine has seccomp at most"):
+        sandbox.require("namespaces")
+
+
 def test_level_limits_as_another_user():
     """Root runs this whole file again as nobody, at the one level that root is refused."""
     if os.geteuid() != 0:
