@@ -129,11 +129,13 @@ class Training:
             return recorded
         plugin = find_plugin("evals", evaluation)
         files = [plugin.path, ROOT / "harness" / "predict.py", ROOT / "harness" / "language_model.py"]
+        fields = _merge(plugin.fields, self.suite.settings("evals", evaluation))
+        grading = plugin.attributes.get("grading_fields") or ()
         return hash_of(
             {
                 "training": self.key,
                 "eval": evaluation,
-                "fields": _merge(plugin.fields, self.suite.settings("evals", evaluation)),
+                "fields": {name: value for name, value in fields.items() if name not in grading},
                 "source": {asset: sources("data", asset) for asset in plugin.names("assets")},
                 "protocol": {name: self.protocol[name] for name in PREDICTING},
                 "code": code_hash(files, grading=False),

@@ -303,7 +303,9 @@ class Choices:
 class Generate:
     """Text after ``context`` up to a stop string or ``max_tokens``. Output: ``{"texts": [str] * samples, "tokens": [int]}``.
 
-    ``temperature`` 0 is greedy; ``samples`` > 1 needs a temperature.
+    ``temperature`` 0 is greedy; ``samples`` > 1 needs a temperature. ``turns``, pairs of role and content, are a
+    conversation that the assistant goes on with: a model with a chat template is shown them in its own form, others
+    the ``context``.
     """
 
     context: str
@@ -311,6 +313,7 @@ class Generate:
     max_tokens: int
     temperature: float = 0.0
     samples: int = 1
+    turns: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -344,6 +347,8 @@ class Eval:
     version: ClassVar[int] = 1
     """Bumped whenever a number could change."""
     generated: ClassVar[bool] = False
+    grading_fields: ClassVar[tuple[str, ...]] = ()
+    """Fields that change grades and no answer: other values score again and predict nothing anew."""
 
     def items(self, data: Callable[[str], Any]) -> Sequence[dict]:
         """All test items in a fixed order: JSON-able dicts with a unique string ``"id"``."""
@@ -364,6 +369,13 @@ class Eval:
     def signatures(self) -> dict[str, str]:
         """What a reader needs to repeat a metric, by name: sacreBLEU's signature, the sandbox's level."""
         return {}
+
+    def pending(self) -> str:
+        """Why answers cannot be graded now, such as a judge that nobody has named; "" where they can.
+
+        The row is then ``judge_pending``: the answers are kept, and grading them later needs no model.
+        """
+        return ""
 
     def majority(self, train: Sequence[Example], items: Sequence[dict]) -> list[dict] | None:
         """Grades of always answering the training data's commonest class, item by item; None: the eval has no such row."""

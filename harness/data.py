@@ -107,7 +107,7 @@ def _conversation(example: Conversation, tokenizer: Any, max_length: int) -> Row
     ids: list[int] = []
     targets: list[int] = []
     for role, content in example.turns:
-        head, body = _turn(role, content, tokenizer)
+        head, body = turn_text(role, content, tokenizer)
         for text, loss in ((head, False), (body, role == "assistant")):
             piece = tokenizer(text, add_special_tokens=False)["input_ids"]
             ids += piece
@@ -118,7 +118,8 @@ def _conversation(example: Conversation, tokenizer: Any, max_length: int) -> Row
     return Row(ids[:max_length], targets[:max_length], cut=len(ids) > max_length)
 
 
-def _turn(role: str, content: str, tokenizer: Any) -> tuple[str, str]:
+def turn_text(role: str, content: str, tokenizer: Any) -> tuple[str, str]:
+    """A turn of a conversation in the model's chat format: what opens it, and its content to the end."""
     if "<|im_start|>" in (getattr(tokenizer, "chat_template", None) or ""):
         return f"<|im_start|>{role}\n", f"{content}<|im_end|>\n"
     return f"{role}: ", f"{content}{tokenizer.eos_token}\n"

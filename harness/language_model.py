@@ -89,8 +89,16 @@ class LanguageModel:
 
     def _length(self, request: Request) -> tuple[int, str]:
         """Sort key: the longest first; a generation's like HFLM's own, whose order the rows then have already."""
-        text = request.context + (request.continuation if isinstance(request, Reference) else "")
+        text = self._shown(request) + (request.continuation if isinstance(request, Reference) else "")
         return -len(self.lm.tok_encode(text)), text
+
+    def _shown(self, request: Request) -> str:
+        """What the model goes on from: a conversation in its own chat format, if it has one."""
+        tokenizer = self.lm.tokenizer
+        if not getattr(request, "turns", ()) or not getattr(tokenizer, "chat_template", None):
+            return request.context
+        told = ["".join(data.turn_text(role, content, tokenizer)) for role, content in request.turns]
+        return "".join([*told, data.turn_text("assistant", "", tokenizer)[0].rstrip(" ")])
 
     def _choices(self, requests: list[Choices]) -> list[dict]:
         """A context is read once: HFLM does so where continuations differ in their last token only, else we do."""
@@ -169,7 +177,7 @@ class LanguageModel:
         settings: dict[str, Any] = {"until": list(first.until), "max_gen_toks": first.max_tokens, "do_sample": False}
         if first.temperature > 0:
             settings |= {"do_sample": True, "temperature": first.temperature, "top_k": 0, "top_p": 1.0}
-        contexts = [request.context for request in requests for _ in range(request.samples)]
+        contexts = [self._shown(request) for request in requests for _ in range(request.samples)]
         instances = [
             Instance("generate_until", {}, (context, settings), index) for index, context in enumerate(contexts)
         ]

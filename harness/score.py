@@ -78,6 +78,8 @@ def score(training: Training, evaluation: str, predictions: Path, folder: Path) 
             predicted = _predicted(predictions)
             if predicted["status"] != "ok":
                 return {**facts, "status": "skipped", "reason": predicted["reason"] or f"predict {predicted['status']}"}
+            if reason := plugin.pending():
+                return {**facts, "status": "judge_pending", "reason": reason}
             items = plugin.items(asset_folder)
             grades = _grades(plugin, items, read_rows(predictions.parent / predicted["files"]["predictions"]["file"]))
         metrics = plugin.aggregate(grades)

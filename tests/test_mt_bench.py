@@ -1,0 +1,273 @@
+"""MT-Bench: what the judge is asked and how its verdicts are read; the judge: endpoints, errors, a key that never leaks."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import sys
+import threading
+import traceback
+
+import pytest
+import torch
+
+from harness import judge as judges
+from harness import language_model
+from harness.contract import Generate
+from harness.failures import UserError
+from harness.judge import JudgeError, judge, verdict_key
+from harness.language_model import Asked, LanguageModel
+from harness.plugins import find_plugin, load_plugin
+from harness.seeds import Streams
+from harness.tiny import tiny_model
+
+SECRET = "sk-very-secret-0123456789"
+ASK = [("system", "Be fair."), ("user", "Rate it.")]
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Questions in the data's own columns: one with a reference that counts, one with a reference that does not."""
+    questions = [
+        {"question_id": 81, "category": "writing", "turns": ["Write {question}.", "Again."]},
+        {"question_id": 111, "category": "math", "turns": ["1+1?", "And 2+2?"], "reference": ["2", "4"]},
+        {"question_id": 91, "category": "roleplay", "turns": ["Be a cat.", "Purr."]},
+    ]
+    references = [{"question_id": n, "choices": [{"index": 0, "turns": ["two", "four"]}]} for n in (111, 91)]
+    prompts = [
+        {"name": "single-v1", "system_prompt": "S", "prompt_template": "Q {question} A {answer}"},
+        {
+            "name": "single-v1-multi-turn",
+            "system_prompt": "M",
+            "prompt_template": "{question_1} {answer_1} {question_2} {answer_2}",
+        },
+        {"name": "single-math-v1", "system_prompt": "", "prompt_template": "{question} ({ref_answer_1}) {answer}"},
+        {
+            "name": "single-math-v1-multi-turn",
+            "system_prompt": "",
+            "prompt_template": "{ref_answer_1} {ref_answer_2} {answer_2}",
+        },
+    ]
+    for file, rows in (("question", questions), ("reference_answer_gpt-4", references), ("judge_prompts", prompts)):
+        (tmp_path / f"{file}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return lambda asset: tmp_path
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("TUNING_FORK_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(judges.time, "sleep", lambda seconds: None)
+
+
+def said(*texts):
+    return tuple({"texts": [text], "tokens": [3]} for text in texts)
+
+
+def recorded(tmp_path, data, verdict, **fields):
+    """The eval with a judge that says ``verdict(item id, turn, repetition)`` of the answers "a" and "b"."""
+    path, rows = tmp_path / "verdicts.jsonl", []
+    plugin = load_plugin("evals", "mt-bench", **fields)
+    asked = sys.modules["tuning_fork_evals.mt_bench"].messages
+    for item in plugin.items(data):
+        for turn in (0, 1):
+            for k in range(plugin.judgings):
+                key = verdict_key("recorded:x", asked(item, ["a", "b"], turn), k)
+                rows.append({"key": key, "text": verdict(item["id"], turn, k)})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return load_plugin("evals", "mt-bench", judge=f"recorded:{path}", **fields)
+
+
+# --------------------------------------------------------------------------- the eval
+
+
+def test_two_turns_are_asked_with_the_answers_between_them(data):
+    plugin = load_plugin("evals", "mt-bench", max_tokens=7)
+    item = plugin.items(data)[0]
+    (first,) = plugin.requests(item)
+    assert first.turns == (("user", "Write {question}."),) and first.context == "user: Write {question}.\nassistant:"
+    assert (first.temperature, first.max_tokens) == (0.7, 7)
+    (second,) = plugin.requests(item, said(" Once.\n"))
+    assert second.turns == (("user", "Write {question}."), ("assistant", "Once."), ("user", "Again."))
+    assert plugin.requests(item, said("Once.", "Twice.")) == []
+    assert plugin.requests(plugin.items(data)[1])[0].temperature == 0.0
+
+
+def test_the_judge_sees_references_where_they_count_and_braces_are_text(data):
+    asked = sys.modules["tuning_fork_evals.mt_bench"].messages
+    writing, math, roleplay = load_plugin("evals", "mt-bench").items(data)
+    assert asked(writing, ["{answer}", "b"], 0) == [("system", "S"), ("user", "Q Write {question}. A {answer}")]
+    assert asked(writing, ["a", "b"], 1) == [("system", "M"), ("user", "Write {question}. a Again. b")]
+    assert asked(math, ["a", "b"], 0) == [("user", "1+1? (two) a")]
+    assert asked(math, ["a", "b"], 1) == [("user", "two four b")]
+    assert roleplay["reference"] is None
+
+
+@pytest.mark.parametrize(
+    ("verdict", "number"),
+    [("Rating: [[5]]", 5.0), ("[[7.5]] of 10", 7.5), ("[3] it is", 3.0), ("[[2]] or [[9]]", 2.0), ("5", None), ("[[11]]", None),
+     ("[[rating]]", None), ("", None), ("[[0]]", None)],
+)  # fmt: skip
+def test_a_rating_is_the_number_in_brackets(verdict, number):
+    assert sys.modules["tuning_fork_evals.mt_bench"].rating(verdict) == number
+
+
+def test_ratings_are_averaged_and_those_left_out_are_counted(tmp_path, data):
+    def verdict(item, turn, k):
+        return "no idea" if (item, turn) == ("91", 1) else f"[[{ {'81': 4, '111': 8, '91': 6}[item] + turn + k }]]"
+
+    plugin = recorded(tmp_path, data, verdict, judgings=2)
+    assert plugin.pending() == ""
+    grades = [plugin.grade(item, said("a", "b")) for item in plugin.items(data)]
+    assert grades[0]["ratings"] == [[4.0, 5.0], [5.0, 6.0]] and grades[2]["ratings"] == [[6.0, 7.0], [None, None]]
+    scores = plugin.aggregate(grades)
+    first, second = [4, 5, 8, 9, 6, 7], [5, 6, 9, 10]
+    assert scores == pytest.approx(
+        {"rating": sum(first + second) / 10, "rating_turn_1": sum(first) / 6, "rating_turn_2": sum(second) / 4,
+         "disagreement": 1.0, "unrated": 100 * 2 / 12}
+    )  # fmt: skip
+    assert scores["rating"] == sum(g["rating_sum"] for g in grades) / sum(g["rated"] for g in grades)
+    assert len(set(grades[0]["verdicts"])) == 2
+
+
+def test_without_a_judge_it_is_pending_and_a_judge_changes_no_prediction():
+    assert "no judge given" in load_plugin("evals", "mt-bench").pending()
+    assert find_plugin("evals", "mt-bench").attributes["grading_fields"] == ("judge", "judgings")
+
+
+def test_a_judge_of_no_kind_is_refused():
+    for name in ("gpt-4", "https://host/v1", "model:", "recorded:/nowhere"):
+        with pytest.raises(UserError, match="judge: "):
+            load_plugin("evals", "mt-bench", judge=name)
+
+
+def test_a_chat_model_is_shown_turns_in_its_own_format():
+    torch.set_num_threads(1)
+    model, tokenizer = tiny_model("llama")
+    replies = LanguageModel(model, tokenizer, 2, Streams(0), None)
+    request = Generate("user: hi\nassistant:", ("\n",), 3, turns=(("user", "hi"),))
+    assert replies._shown(request) == request.context
+    tokenizer.chat_template = "{{ '<|im_start|>' }}"
+    assert replies._shown(request) == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    assert language_model and len(replies.answer([Asked("i", 0, request)])[0]["texts"]) == 1
+
+
+# --------------------------------------------------------------------------- the endpoint
+
+
+class Host:
+    """A chat endpoint on this machine that answers from a list: (status, headers, body)."""
+
+    def __init__(self):
+        self.script, self.seen = [], []
+        outer = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self):
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                outer.seen.append((self.path, self.headers.get("Authorization"), json.loads(body)))
+                status, headers, text = outer.script.pop(0)
+                if status == 0:
+                    self.connection.close()
+                    return
+                self.send_response(status)
+                for name, value in headers.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(text.encode())
+
+            def log_message(self, *_):
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
+
+
+@pytest.fixture
+def host(monkeypatch):
+    made = Host()
+    monkeypatch.setenv(judges.KEY, SECRET)
+    yield made
+    made.server.shutdown()
+    made.server.server_close()
+
+
+def good(text="[[7]]"):
+    return 200, {}, json.dumps({"choices": [{"message": {"content": text}}]})
+
+
+def test_an_endpoint_is_asked_once_for_the_same_question(host, tmp_path):
+    host.script = [good(), good("[[8]]")]
+    one = judge(f"{host.url}#some-model")
+    assert one.ask(ASK) == one.ask(ASK) == judge(f"{host.url}#some-model").ask(ASK) == "[[7]]"
+    assert one.ask(ASK, 1) == "[[8]]"
+    path, authorization, body = host.seen[0]
+    assert path == "/v1/chat/completions" and authorization == f"Bearer {SECRET}" and len(host.seen) == 2
+    assert body["model"] == "some-model" and body["temperature"] == 0.0
+    assert body["messages"] == [{"role": "system", "content": "Be fair."}, {"role": "user", "content": "Rate it."}]
+    written = [p.read_text() for p in tmp_path.rglob("*") if p.is_file()]
+    assert written and not any(SECRET in text for text in written)
+
+
+def test_kept_verdicts_are_a_record_for_another_machine(host, tmp_path):
+    host.script = [good("[[3]]")]
+    judge(f"{host.url}#m").ask(ASK)
+    (kept,) = (tmp_path / "cache" / "verdicts").glob("*.json")
+    row = json.loads(kept.read_text())
+    (tmp_path / "v.jsonl").write_text(json.dumps({**row, "key": verdict_key("recorded:", ASK, 0)}) + "\n")
+    assert judge(f"recorded:{tmp_path / 'v.jsonl'}").ask(ASK) == "[[3]]"
+    with pytest.raises(JudgeError, match="has no verdict for this answer"):
+        judge(f"recorded:{tmp_path / 'v.jsonl'}").ask([("user", "other")])
+
+
+def test_a_busy_or_broken_endpoint_is_asked_again(host):
+    host.script = [(429, {"Retry-After": "2"}, ""), (503, {}, "busy"), (0, {}, ""), good()]
+    assert judge(f"{host.url}#m").ask(ASK) == "[[7]]" and len(host.seen) == 4
+    host.script = [(500, {}, "")] * judges.ATTEMPTS
+    with pytest.raises(JudgeError, match=r"no answer in 6 attempts \(500 .*verdicts so far are kept"):
+        judge(f"{host.url}#m").ask(ASK, 9)
+
+
+def test_a_pause_is_as_long_as_the_endpoint_asks_and_never_endless(host, monkeypatch):
+    slept = []
+    monkeypatch.setattr(judges.time, "sleep", slept.append)
+    host.script = [
+        (429, {"Retry-After": "7"}, ""),
+        (429, {"Retry-After": "86400"}, ""),
+        (500, {"Retry-After": "soon"}, ""),
+        good(),
+    ]
+    judge(f"{host.url}#m").ask(ASK)
+    assert slept == [7.0, judges.LONGEST_PAUSE, 4.0]
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ((401, {}, f"bad key {SECRET}"), "refused with 401: is the key in TUNING_FORK_JUDGE_KEY right"),
+        ((404, {}, "no such model"), "answered 404 .* check the judge's address and model"),
+        ((302, {"Location": "http://127.0.0.1:9/steal"}, ""), "answered 302"),
+        ((200, {}, "<html>"), "is no chat completion: <html>"),
+        ((200, {}, json.dumps({"error": SECRET})), "no chat completion: .*\\[key\\]"),
+        ((200, {}, json.dumps({"choices": []})), "no chat completion"),
+        ((200, {}, json.dumps({"choices": [{"message": {"content": None}}]})), "has no text"),
+    ],
+    ids=lambda value: str(value[0]) if isinstance(value, tuple) else "",
+)
+def test_errors_say_what_to_do_and_never_the_key(host, answer, message):
+    host.script = [answer]
+    with pytest.raises(JudgeError, match=message) as caught:
+        judge(f"{host.url}#m").ask(ASK)
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+    assert len(host.seen) == 1
+
+
+def test_a_key_is_not_sent_in_the_clear(monkeypatch):
+    monkeypatch.setenv(judges.KEY, SECRET)
+    with pytest.raises(JudgeError, match="not sent over plain http to example.org"):
+        judge("http://example.org/v1#m").ask(ASK)
+
+
+def test_a_model_of_this_machine_may_judge():
+    torch.set_num_threads(1)
+    assert isinstance(judge("model:tiny-llama").ask(ASK), str)
