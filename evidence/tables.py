@@ -57,6 +57,7 @@ def main(argv: list[str] | None = None) -> int:
         else:
             made = {"scores": score_table, "cost": cost_table, "learning_rates": rates_table}
             written = []
+            arguments.out.mkdir(parents=True, exist_ok=True)  # also of a suite that trains, scores and searches nothing
             for name, make in made.items():
                 if (table := make(collected, titles(collected)[name])) and table.groups:
                     written += write_table(table, arguments.out, name)

@@ -8,6 +8,7 @@ import types
 import pandas as pd
 import pytest
 
+from evidence import tables
 from evidence.figure_rates import rate_pages
 from evidence.layout import csv_text, markdown
 from evidence.learning_rates import rates_table, searches, settings
@@ -165,3 +166,11 @@ def test_the_plateau_draws_the_chosen_variants_scores_and_full_fine_tuning(ladde
     assert list(line.get_xdata()) == [1000, 2000, 4000] and list(line.get_ydata()) == [50.0, 53.0, 54.0]
     dashed = [line for line in page.axes[0].lines if line.get_linestyle() == "--"]
     assert [line.get_ydata()[0] for line in dashed] == [56.0]
+
+
+def test_a_suite_that_only_trains_has_an_empty_folder_of_tables(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "Collected", lambda folder: types.SimpleNamespace(suite={"suite": "s"}))
+    for name in ("score_table", "cost_table", "rates_table"):
+        monkeypatch.setattr(tables, name, lambda collected, title: None)
+    assert tables.main(["--collected", "x", "--out", str(tmp_path / "paper")]) == 0
+    assert list((tmp_path / "paper").iterdir()) == []
