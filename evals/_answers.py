@@ -76,6 +76,17 @@ def flexible_answer(text: str) -> str:
     return found[-1].strip() if found else NOTHING
 
 
+def number(text: str) -> float | None:
+    """The value of the text's last number: ``-1,234.50`` and ``$12`` are numbers, a full stop is none; None without one."""
+    for found in reversed(FLEXIBLE.findall(text)):
+        bare = re.sub(r"[,$]", "", found).rstrip(".")
+        try:
+            return float(bare)
+        except ValueError:  # "..." or "1.2.3"
+            continue
+    return None
+
+
 def answer_shares(grades: Sequence[dict]) -> dict[str, float]:
     """Exact match by both rules, in percent."""
     return {

@@ -1,0 +1,94 @@
+"""AQuA, SVAMP and MAWPS: word problems beside GSM8K's, asked in its words, answered after written reasoning.
+
+AQuA (Ling et al. 2017, https://arxiv.org/abs/1705.04146): 254 problems with five options, the letter counts. SVAMP (Patel et
+al. 2021, https://arxiv.org/abs/2103.07191): 300 test problems of the hub's split; LLM-Adapters scores all 1,000. MAWPS
+(Koncel-Kedziorski et al. 2016): the hub's test split, whose problems LLM-Adapters' Math10K has among its training rows.
+A number is right within 0.001, as LLM-Adapters takes it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import ClassVar
+
+from corpora._rows import read_rows
+from harness.contract import Eval, Generate
+
+from ._answers import STOPS, number
+from ._classes import accuracy
+from ._rows import subsample
+
+COLUMNS = {
+    "aqua": ("question", "options", "correct"),
+    "svamp": ("Body", "Question", "Answer"),
+    "mawps": ("question", "result"),
+}
+LETTER = re.compile(r"answer is:? *\(?([A-E])\b|\(([A-E])\)|\b([A-E])\b")
+
+
+@dataclass
+class MathWord(Eval):
+    """Problem to number, or to a letter (``aqua``)."""
+
+    limit: int = 0
+    """Items scored; 0: all."""
+    max_tokens: int = 256
+
+    tasks: ClassVar[tuple[str, ...]] = ("aqua", "svamp", "mawps")
+    assets: ClassVar[tuple[str, ...]] = ("{task}",)
+    label: ClassVar[str] = "{task} (word problems)"
+    headline: ClassVar[str] = "accuracy"
+    units: ClassVar[dict[str, str]] = {"accuracy": "%", "answered": "%"}
+
+    @property
+    def floors(self) -> dict[str, float]:
+        """A guess of one option in five; nobody guesses a number."""
+        return {"accuracy": 20.0 if self.task == "aqua" else 0.0}
+
+    def items(self, data):
+        path = data(self.task) / "test.jsonl"
+        items = []
+        for line, row in enumerate(read_rows(path, COLUMNS[self.task]), 1):
+            question, gold = _problem(self.task, row)
+            if gold is None:
+                raise ValueError(f"{path}:{line}: its answer is none: {row[COLUMNS[self.task][-1]]!r}")
+            items.append({"id": str(line - 1), "context": f"Question: {question}\nAnswer:", "gold": gold})
+        return subsample(items, self.limit)
+
+    def requests(self, item, outputs=()):
+        return [] if outputs else [Generate(item["context"], STOPS, self.max_tokens)]
+
+    def grade(self, item, outputs):
+        found = (letter if self.task == "aqua" else number)(outputs[0]["texts"][0])
+        if self.task == "aqua":
+            correct = found == item["gold"]
+        else:
+            correct = found is not None and abs(found - item["gold"]) <= 1e-3
+        return {"gold": item["gold"], "predicted": found, "answered": int(found is not None), "correct": int(correct)}
+
+    def aggregate(self, grades):
+        answered = 100.0 * sum(grade["answered"] for grade in grades) / len(grades)
+        return {"accuracy": accuracy(grades), "answered": answered}
+
+
+def letter(text: str) -> str | None:
+    """The option that the text names: after the last "answer is", else the last in parentheses or standing alone."""
+    found = LETTER.findall(text)
+    told = [first for first, _, _ in found if first]
+    every = ["".join(groups) for groups in found]
+    return (told or every or [None])[-1]
+
+
+def _problem(task: str, row: dict) -> tuple[str, str | float | None]:
+    """(what is asked, the right letter or number; None where the row has none)."""
+    if task == "aqua":
+        options = " ".join(f"({option.replace(')', ') ', 1)}" for option in row["options"])
+        gold = row["correct"].strip()
+        return f"{row['question']} Answer Choices: {options}", gold if gold in "ABCDE" and gold else None
+    if task == "svamp":
+        body = row["Body"].strip()
+        return f"{body}{'' if body.endswith(('.', '?', '!', ',')) else '.'} {row['Question'].strip()}", number(
+            str(row["Answer"])
+        )
+    return row["question"], number(str(row["result"]))
