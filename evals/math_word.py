@@ -60,12 +60,15 @@ class MathWord(Eval):
         return [] if outputs else [Generate(item["context"], STOPS, self.max_tokens)]
 
     def grade(self, item, outputs):
-        found = (letter if self.task == "aqua" else number)(outputs[0]["texts"][0])
-        if self.task == "aqua":
-            correct = found == item["gold"]
-        else:
-            correct = found is not None and abs(found - item["gold"]) <= 1e-3
-        return {"gold": item["gold"], "predicted": found, "answered": int(found is not None), "correct": int(correct)}
+        text, gold = outputs[0]["texts"][0], item["gold"]
+        found = letter(text) if self.task == "aqua" else number(text)
+        near = isinstance(found, float) and abs(found - gold) <= 1e-3
+        return {
+            "gold": gold,
+            "predicted": found,
+            "answered": int(found is not None),
+            "correct": int(near or found == gold),
+        }
 
     def aggregate(self, grades):
         answered = 100.0 * sum(grade["answered"] for grade in grades) / len(grades)
