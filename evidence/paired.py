@@ -1,0 +1,175 @@
+"""The difference of two methods on the same items under the same seeds, with an interval that covers both choices.
+
+Item differences d_si = mu + a_s + b_i + e_si: seed, item, and what is left (crossed random effects). With S seeds, I items and
+the mean squares of seeds, items and rest (MS_A, MS_B, MS_E),
+
+    Var(mean) = var_a / S + var_b / I + var_e / (S I),   var_a = max(0, m MS_A - MS_E) / I,   the rest = MS_B / (S I).
+
+var_a rests on S - 1 degrees of freedom and comes out zero too often, which makes plain intervals too short: m = (S - 1) /
+(the median of chi-squared on S - 1) makes it right in the median. The critical value is Cochran's: the t of each part,
+weighted by the part (W. G. Cochran, Biometrics 20, 1964). evidence/coverage.py simulates what that covers; with two seeds
+no form covers without being useless, and the interval is of the items only, and says so. ``seed_variance`` takes var_a
+from elsewhere, such as all pairs of a suite pooled, with its degrees of freedom.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from scipy import stats as distributions
+
+if TYPE_CHECKING:
+    import numpy as np
+
+CONFIDENCE = 0.95
+LEAST_P = 1e-12  # that is told from 0
+LEAST_SEEDS = 3  # for an interval that covers the choice of seeds
+
+
+@dataclass(frozen=True)
+class Difference:
+    """``value`` (first less second), its standard error, interval and two-sided p; ``kind``: what the interval covers."""
+
+    value: float
+    error: float
+    low: float
+    high: float
+    p: float
+    critical: float  # half the interval's width over the error
+    kind: str
+    seeds: int
+    items: int
+
+
+def paired_difference(
+    first: np.ndarray,
+    second: np.ndarray,
+    confidence: float = CONFIDENCE,
+    seed_variance: tuple[float, float] | None = None,
+) -> Difference:
+    """``first`` and ``second``: (seeds, items), the same of both. Raises ValueError for other shapes and missing values.
+
+    ``seed_variance``: (var_a, degrees of freedom) from elsewhere. One item has no spread: ValueError.
+    """
+    import numpy as np
+
+    if np.ndim(first) != 2 or np.shape(first) != np.shape(second):
+        raise ValueError(f"two arrays (seeds, items) of one shape, not {np.shape(first)} and {np.shape(second)}")
+    d = np.asarray(first, float) - np.asarray(second, float)
+    if d.shape[1] < 2 or not np.isfinite(d).all():
+        raise ValueError("a paired difference needs two items or more, and a number for each seed and item")
+    (value,), (squares,), (rest,) = mean_squares(d[None])
+    value = float(value)
+    seeds, items = d.shape
+    between, df = (
+        seed_part(squares, seeds, items) if seed_variance is None else (seed_variance[0] / seeds, seed_variance[1])
+    )
+    whole = seeds >= LEAST_SEEDS or seed_variance is not None
+    between = between if whole else 0.0
+    error = math.sqrt(between + rest)
+    if error == 0:
+        return Difference(value, 0.0, value, value, float(value == 0), math.nan, "no spread", seeds, items)
+    critical = cochran((1 - confidence) / 2, between, df, rest, items - 1)
+    kind = "seeds and items" if whole else "items only"
+    p = _p(abs(value) / error, between, df, rest, items - 1)
+    return Difference(value, error, value - critical * error, value + critical * error, p, critical, kind, seeds, items)
+
+
+def linearised(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """Items' parts of a corpus-level ratio of sums (seeds, items): their mean over items is each seed's ratio.
+
+    The delta method's: R_s + (N_si - R_s D_si) / mean(D_s). Raises ValueError where a seed's denominator is zero.
+    """
+    import numpy as np
+
+    numerator, denominator = np.asarray(numerator, float), np.asarray(denominator, float)
+    below = denominator.mean(1, keepdims=True)
+    if (below == 0).any():
+        raise ValueError("a ratio whose denominator sums to zero")
+    ratio = numerator.mean(1, keepdims=True) / below
+    return ratio + (numerator - ratio * denominator) / below
+
+
+def mean_squares(d: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of experiments (n, seeds, items): means (n,), (MS_A, MS_E) as (n, 2), and MS_B / (S I), (n,)."""
+    import numpy as np
+
+    _, seeds, items = d.shape
+    mean, rows, columns = d.mean((1, 2)), d.mean(2), d.mean(1)
+    by_item = seeds * ((columns - mean[:, None]) ** 2).sum(1) / (items - 1)
+    if seeds == 1:
+        return mean, np.zeros((len(d), 2)), by_item / items
+    by_seed = items * ((rows - mean[:, None]) ** 2).sum(1) / (seeds - 1)
+    left = d - rows[:, :, None] - columns[:, None, :] + mean[:, None, None]
+    rest = (left**2).sum((1, 2)) / ((seeds - 1) * (items - 1))
+    return mean, np.stack([by_seed, rest], 1), by_item / (seeds * items)
+
+
+def seed_part(squares: np.ndarray, seeds: int, items: int) -> tuple[float, float]:
+    """(var_a / S, degrees of freedom) from MS_A and MS_E in the last axis."""
+    if seeds < 2:
+        return 0.0, 1.0
+    median = (seeds - 1) / distributions.chi2.median(seeds - 1)
+    return (median * squares[..., 0] - squares[..., 1]).clip(0) / (seeds * items), float(seeds - 1)
+
+
+def cochran(tail: float, between: float, df: float, rest: float, df_rest: float) -> float:
+    """Critical value that is passed with probability ``tail``: each part's t quantile, weighted by its variance."""
+    one, other = distributions.t.isf(tail, df), distributions.t.isf(tail, df_rest)
+    return (between * one + rest * other) / (between + rest)
+
+
+def pooled_seed_variance(pairs: list[np.ndarray]) -> tuple[float, float]:
+    """(var_a, degrees of freedom) over several pairs' differences (seeds, items): their mean squares, averaged.
+
+    Sound where the pairs share no method and the seeds' spread is alike; pairs that share one are not independent, and
+    the degrees of freedom are then too many.
+    """
+    import numpy as np
+
+    if not pairs:
+        raise ValueError("nothing to pool: no pair of methods")
+    found = [(mean_squares(np.asarray(d, float)[None])[1][0], len(d) - 1, d.shape[1]) for d in pairs]
+    df = sum(count for _, count, _ in found)
+    return max(0.0, sum(count * (a - e) / items for (a, e), count, items in found) / df), float(df)
+
+
+def detectable(found: Difference, power: float = 0.8) -> float:
+    """The smallest true difference that a test like ``found`` calls one with that power: error x (critical + z)."""
+    return found.error * (found.critical + float(distributions.norm.ppf(power))) if found.error else 0.0
+
+
+def equivalent(found: Difference, target: float, margin: float) -> float:
+    """p of two one-sided tests (TOST), normal: small where the difference lies within ``margin`` of ``target``.
+
+    The critical value's excess over the normal's is counted as a larger error.
+    """
+    if margin <= 0:
+        raise ValueError(f"a margin is above zero, not {margin}")
+    if found.error == 0:
+        return float(abs(found.value - target) >= margin)
+    error = found.error * found.critical / float(distributions.norm.ppf(0.5 + CONFIDENCE / 2))
+    below, above = (found.value - target + margin) / error, (found.value - target - margin) / error
+    return float(max(distributions.norm.sf(below), distributions.norm.cdf(above)))
+
+
+def holm(p: list[float]) -> list[float]:
+    """Holm's adjusted p-values (1979), in the order given: each below alpha keeps the family's error below alpha."""
+    order = sorted(range(len(p)), key=p.__getitem__)
+    adjusted, largest = [0.0] * len(p), 0.0
+    for place, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(p) - place) * p[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
+def _p(ratio: float, between: float, df: float, rest: float, df_rest: float) -> float:
+    """Two-sided p at which Cochran's critical value equals ``ratio``; 0 below LEAST_P."""
+    from scipy.optimize import brentq
+
+    def apart(p: float) -> float:
+        return cochran(p / 2, between, df, rest, df_rest) - ratio
+
+    return 0.0 if apart(LEAST_P) < 0 else float(brentq(apart, LEAST_P, 1.0))
