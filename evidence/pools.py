@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING
 
 from evidence import stats
 from evidence.grades import Formula
+from evidence.paired import linearised
 from evidence.stats import Interval, Spread
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
     from evidence.collected import Collected
@@ -45,6 +47,14 @@ class Run:
         return (STALE if self.stale else "") + (OTHER_STACK if self.other_stack else "")
 
 
+@dataclass(frozen=True)
+class ItemValues:
+    """``values``: (seeds, items), whose mean over items is each seed's score; ``names`` of the items, in order."""
+
+    values: np.ndarray
+    names: tuple[str, ...]
+
+
 @dataclass
 class Pool:
     """All seeds of one variant on one (model, corpus, eval, metric)."""
@@ -56,6 +66,7 @@ class Pool:
     mark: str  # of an average over runs that are not comparable with the rest
     n_items: int | None
     at_floor: bool | None  # None: cannot be told
+    items: ItemValues | None = None  # of the seeds in the average, where the metric is a mean or a ratio over items
 
     @property
     def absent(self) -> bool:
@@ -133,9 +144,9 @@ def _pool(seeds: dict[int, list[dict]], metric: str, items: dict, formula: Formu
     interval, error = _interval(chosen, metric, items, formula)
     mark = "".join(dict.fromkeys("".join(run.mark for run in used)))
     n_items = counts.pop() if len(counts) == 1 else None
-    return Pool(
-        runs, average, interval, tuple(run.seed for run in used), mark, n_items, _at_floor(chosen, average.mean, error)
-    )
+    values = _item_values(chosen, items, formula)
+    floor = _at_floor(chosen, average.mean, error)
+    return Pool(runs, average, interval, tuple(run.seed for run in used), mark, n_items, floor, values)
 
 
 def comparable(runs: Sequence[Run]) -> list[Run]:
@@ -162,19 +173,38 @@ def _interval(rows: list[dict], metric: str, items: dict, formula: Formula | Non
     """Interval and standard error over items of the mean over these runs; None and NaN where items do not give it."""
     import numpy as np
 
-    if formula is None or not rows:
+    stacked = _stacked(rows, items, formula)
+    if stacked is None:
         return None, math.nan
+    above, below, _ = stacked
+    name = "/".join([*(rows[0][name] for name in RUN[:-1]), metric])
+    interval = stats.item_interval(above, below, formula.scale, np.random.default_rng(zlib.crc32(name.encode())))
+    return interval, stats.standard_error(above, below, formula.scale)
+
+
+def _stacked(rows: list[dict], items: dict, formula: Formula | None) -> tuple | None:
+    """(numerators, denominators or None, both (seeds, items), names of the items) of these runs, where they give the scores."""
+    import numpy as np
+
+    if formula is None or not rows:
+        return None
     frames = [items.get(tuple(row[name] for name in RUN)) for row in rows]
     if any(frame is None or not frame["item"].equals(frames[0]["item"]) for frame in frames):
-        return None, math.nan
+        return None
     above = np.stack([frame[f"grade.{formula.numerator}"] for frame in frames])
     below = np.stack([frame[f"grade.{formula.denominator}"] for frame in frames]) if formula.denominator else None
     values = formula.scale * above.sum(1) / (above.shape[1] if below is None else below.sum(1))
     if not np.allclose(values, [row["value"] for row in rows], rtol=1e-6, atol=1e-9):
-        return None, math.nan
-    name = "/".join([*(rows[0][name] for name in RUN[:-1]), metric])
-    interval = stats.item_interval(above, below, formula.scale, np.random.default_rng(zlib.crc32(name.encode())))
-    return interval, stats.standard_error(above, below, formula.scale)
+        return None
+    return above, below, tuple(frames[0]["item"])
+
+
+def _item_values(rows: list[dict], items: dict, formula: Formula | None) -> ItemValues | None:
+    stacked = _stacked(rows, items, formula)
+    if stacked is None or len(stacked[2]) < 2:
+        return None
+    above, below, names = stacked
+    return ItemValues(formula.scale * (above if below is None else linearised(above, below)), names)
 
 
 def _at_floor(rows: list[dict], mean: float, error: float) -> bool | None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def score_table(collected: Collected, title: str, reference: bool = True, runs: bool = True) -> Table:
     """All panels as one table. ``reference`` adds likelihoods of the reference; ``runs`` shows every run."""
     found = panels(collected, reference)
-    names = _names(collected)
+    names = names_of(collected)
     models = [model for model in collected.suite["models"] if any(model in {m for _, m in p.pools} for p in found)]
     subheads = ["runs", "average"] if runs else ["average"]
     table = Table(title, ("Benchmark", "Method"), [(names[model], subheads) for model in models], [], [])
@@ -120,7 +120,7 @@ def _run(run: Run, digits: int) -> str:
     return f"{run.value:.{digits}f}{run.mark}"
 
 
-def _names(collected: Collected) -> dict[str, str]:
+def names_of(collected: Collected) -> dict[str, str]:
     """Labels of models and variants."""
     runs = collected.runs
     pairs = [(kind, runs.drop_duplicates(kind)) for kind in ("model", "variant")]

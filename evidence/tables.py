@@ -15,6 +15,7 @@ from pathlib import Path
 from evidence.cells import EvidenceError
 from evidence.collected import Collected, FromRecords
 from evidence.cost_table import cost_table
+from evidence.difference_table import difference_table
 from evidence.layout import Table, csv_text, latex, markdown
 from evidence.learning_rates import rates_table
 from evidence.score_table import score_table
@@ -34,6 +35,7 @@ def titles(collected: Collected) -> dict[str, str]:
     suite = collected.suite["suite"]
     return {
         "scores": f"Suite {suite}: scores by benchmark, method and model",
+        "differences": f"Suite {suite}: differences of methods",
         "cost": f"Suite {suite}: what training costs",
         "learning_rates": f"Suite {suite}: validation loss by learning rate",
     }
@@ -55,7 +57,12 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.corpus:
             written = [_early(collected, arguments.corpus, arguments.out)]
         else:
-            made = {"scores": score_table, "cost": cost_table, "learning_rates": rates_table}
+            made = {
+                "scores": score_table,
+                "differences": difference_table,
+                "cost": cost_table,
+                "learning_rates": rates_table,
+            }
             written = []
             arguments.out.mkdir(parents=True, exist_ok=True)  # also of a suite that trains, scores and searches nothing
             for name, make in made.items():

@@ -92,55 +92,67 @@ def _endpoint(name: str) -> Callable[[Messages, str], str]:
     opener = urllib.request.build_opener(_NoRedirect)
 
     def answer(messages: Messages, _: str) -> str:
-        secret = os.environ.get(KEY, "")
+        secret = os.environ.get(KEY, "").strip()
+        if not (secret.isascii() and secret.isprintable()):  # the HTTP library's own error would show it
+            raise JudgeError(f"{KEY} holds characters that no header may have, such as a line break: set it again")
         if secret and not url.startswith("https:") and host not in ("localhost", "127.0.0.1", "::1"):
             raise JudgeError(f"{KEY} is not sent over plain http to {host}: use https, or unset it")
         body = {"model": model, "temperature": 0.0, "max_tokens": MAX_TOKENS}
         body["messages"] = [{"role": role, "content": content} for role, content in messages]
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {secret}"} if secret else {})
         request = urllib.request.Request(f"{url.rstrip('/')}/chat/completions", json.dumps(body).encode(), headers)
-        said = _patiently(lambda: opener.open(request, timeout=SECONDS), host)
-        try:
-            text = json.loads(said)["choices"][0]["message"]["content"]
-        except (ValueError, KeyError, IndexError, TypeError):
-            raise JudgeError(f"{host}: the answer is no chat completion: {_safe(said, secret)}") from None
-        if not isinstance(text, str):
-            raise JudgeError(f"{host}: the answer has no text: {_safe(said, secret)}")
-        return text
+        text = _patiently(lambda: _sent(opener, request), host)
+        return text.replace(secret, "[key]") if secret else text  # an endpoint may repeat what it was sent
 
     return answer
 
 
-def _patiently(call: Callable, host: str | None) -> bytes:
-    """What the endpoint sends, after as many attempts as it takes. Raises JudgeError."""
+class _NoCompletion(Exception):
+    """An answer that is no chat completion, or takes too long."""
+
+
+def _sent(opener: urllib.request.OpenerDirector, request: urllib.request.Request) -> str:
+    """The text of the endpoint's answer, all of it within SECONDS."""
+    ends, parts = time.monotonic() + SECONDS, []
+    with opener.open(request, timeout=SECONDS) as response:
+        while part := response.read1(1 << 16):
+            parts.append(part)
+            if time.monotonic() > ends:
+                raise _NoCompletion(f"the answer was not whole after {SECONDS:g} s")
+    try:
+        text = json.loads(b"".join(parts))["choices"][0]["message"]["content"]
+    except (ValueError, KeyError, IndexError, TypeError):
+        raise _NoCompletion("the answer is no chat completion") from None
+    if not isinstance(text, str):
+        raise _NoCompletion("the answer has no text")
+    return text
+
+
+def _patiently(call: Callable[[], str], host: str | None) -> str:
+    """What ``call`` gives, after as many attempts as it takes. Raises JudgeError, which quotes nothing that was sent back."""
     why = ""
     for attempt in range(ATTEMPTS):
         pause = min(LONGEST_PAUSE, 2.0**attempt)
         try:
-            with call() as response:
-                return response.read()
+            return call()
         except urllib.error.HTTPError as error:
+            error.close()
             if error.code in (401, 403):
                 raise JudgeError(f"{host} refused with {error.code}: is the key in {KEY} right, and set?") from None
+            why = f"{error.code} {http.client.responses.get(error.code, '')}".strip()
             if error.code != 429 and error.code < 500:
-                raise JudgeError(
-                    f"{host} answered {error.code} {error.reason}: check the judge's address and model"
-                ) from None
-            why = f"{error.code} {error.reason}"
+                raise JudgeError(f"{host} answered {why}: check the judge's address and model") from None
             given = error.headers.get("Retry-After", "")
             pause = min(LONGEST_PAUSE, float(given)) if given.isdigit() else pause
+        except _NoCompletion as error:
+            why = str(error)
         except (OSError, http.client.HTTPException) as error:  # time-outs, refused and broken connections
-            why = f"{type(error).__name__}: {getattr(error, 'reason', error)}"
+            why = type(error).__name__
         if attempt + 1 < ATTEMPTS:
             time.sleep(pause)
     raise JudgeError(
-        f"{host} gave no answer in {ATTEMPTS} attempts ({why}); verdicts so far are kept, score again later"
+        f"{host} gave no verdict in {ATTEMPTS} attempts ({why}); verdicts so far are kept, score again later"
     )
-
-
-def _safe(said: bytes, secret: str) -> str:
-    text = said[:200].decode("utf-8", "replace")
-    return text.replace(secret, "[key]") if secret else text
 
 
 # --------------------------------------------------------------------------- this machine, and a record

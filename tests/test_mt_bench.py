@@ -154,11 +154,14 @@ def test_a_chat_model_is_shown_turns_in_its_own_format():
 # --------------------------------------------------------------------------- the endpoint
 
 
+slept = threading.Event()  # never set: a sleep that no patch touches
+
+
 class Host:
     """A chat endpoint on this machine that answers from a list: (status, headers, body)."""
 
     def __init__(self):
-        self.script, self.seen = [], []
+        self.script, self.seen, self.reason, self.drip = [], [], None, 0.0
         outer = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -169,11 +172,14 @@ class Host:
                 if status == 0:
                     self.connection.close()
                     return
-                self.send_response(status)
+                self.send_response(status, outer.reason)
                 for name, value in headers.items():
                     self.send_header(name, value)
                 self.end_headers()
-                self.wfile.write(text.encode())
+                for place in range(0, len(text), 8 if outer.drip else len(text) or 1):
+                    self.wfile.write(text[place : place + (8 if outer.drip else len(text))].encode())
+                    self.wfile.flush()
+                    slept.wait(outer.drip)
 
             def log_message(self, *_):
                 pass
@@ -224,7 +230,7 @@ def test_a_busy_or_broken_endpoint_is_asked_again(host):
     host.script = [(429, {"Retry-After": "2"}, ""), (503, {}, "busy"), (0, {}, ""), good()]
     assert judge(f"{host.url}#m").ask(ASK) == "[[7]]" and len(host.seen) == 4
     host.script = [(500, {}, "")] * judges.ATTEMPTS
-    with pytest.raises(JudgeError, match=r"no answer in 6 attempts \(500 .*verdicts so far are kept"):
+    with pytest.raises(JudgeError, match=r"no verdict in 6 attempts \(500 .*verdicts so far are kept"):
         judge(f"{host.url}#m").ask(ASK, 9)
 
 
@@ -242,24 +248,64 @@ def test_a_pause_is_as_long_as_the_endpoint_asks_and_never_endless(host, monkeyp
 
 
 @pytest.mark.parametrize(
-    ("answer", "message"),
+    ("status", "headers", "body", "message"),
     [
-        ((401, {}, f"bad key {SECRET}"), "refused with 401: is the key in TUNING_FORK_JUDGE_KEY right"),
-        ((404, {}, "no such model"), "answered 404 .* check the judge's address and model"),
-        ((302, {"Location": "http://127.0.0.1:9/steal"}, ""), "answered 302"),
-        ((200, {}, "<html>"), "is no chat completion: <html>"),
-        ((200, {}, json.dumps({"error": SECRET})), "no chat completion: .*\\[key\\]"),
-        ((200, {}, json.dumps({"choices": []})), "no chat completion"),
-        ((200, {}, json.dumps({"choices": [{"message": {"content": None}}]})), "has no text"),
+        (401, {}, f"bad key {SECRET}", "refused with 401: is the key in TUNING_FORK_JUDGE_KEY right"),
+        (404, {}, "no such model", "answered 404 Not Found: check the judge's address and model"),
+        (302, {"Location": "http://127.0.0.1:9/steal"}, "", "answered 302"),
+        (200, {}, f"<html>{SECRET}", "no verdict in 6 attempts .the answer is no chat completion"),
+        (200, {}, json.dumps({"choices": []}), "no chat completion"),
+        (200, {}, json.dumps({"choices": [{"message": {"content": None}}]}), "has no text"),
     ],
-    ids=lambda value: str(value[0]) if isinstance(value, tuple) else "",
 )
-def test_errors_say_what_to_do_and_never_the_key(host, answer, message):
-    host.script = [answer]
+def test_errors_say_what_to_do_and_never_the_key(status, headers, body, message, host):
+    host.script = [(status, headers, body)] * judges.ATTEMPTS
     with pytest.raises(JudgeError, match=message) as caught:
         judge(f"{host.url}#m").ask(ASK)
     assert SECRET not in "".join(traceback.format_exception(caught.value))
-    assert len(host.seen) == 1
+    assert len(host.seen) == (judges.ATTEMPTS if status == 200 else 1)
+
+
+def test_a_garbled_answer_is_asked_for_again(host):
+    host.script = [(200, {}, "{"), good()]
+    assert judge(f"{host.url}#m").ask(ASK) == "[[7]]"
+
+
+@pytest.mark.parametrize("status", [400, 500])
+def test_a_status_line_that_repeats_the_key_is_not_quoted(status, host, monkeypatch):
+    host.reason = f"no {SECRET}"
+    host.script = [(status, {}, "")] * judges.ATTEMPTS
+    with pytest.raises(JudgeError) as caught:
+        judge(f"{host.url}#m").ask(ASK)
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_verdict_that_repeats_the_key_is_kept_without_it(host, tmp_path):
+    host.script = [good(f"your key is {SECRET} [[4]]")]
+    assert judge(f"{host.url}#m").ask(ASK) == "your key is [key] [[4]]"
+    assert not any(SECRET in p.read_text() for p in tmp_path.rglob("*") if p.is_file())
+
+
+@pytest.mark.parametrize("bad", [SECRET + "\nX: y", SECRET + "\u00fc"])
+def test_a_key_that_no_header_may_have_is_refused_unseen(bad, host, monkeypatch):
+    monkeypatch.setenv(judges.KEY, bad)
+    with pytest.raises(JudgeError, match="characters that no header may have") as caught:
+        judge(f"{host.url}#m").ask(ASK)
+    assert SECRET not in "".join(traceback.format_exception(caught.value)) and not host.seen
+
+
+def test_white_space_around_a_key_is_no_part_of_it(host, monkeypatch):
+    monkeypatch.setenv(judges.KEY, f" {SECRET}\n")
+    host.script = [good()]
+    assert judge(f"{host.url}#m").ask(ASK) == "[[7]]" and host.seen[0][1] == f"Bearer {SECRET}"
+
+
+def test_an_answer_that_drips_is_given_up(host, monkeypatch):
+    monkeypatch.setattr(judges, "SECONDS", 0.5)
+    monkeypatch.setattr(judges, "ATTEMPTS", 2)
+    host.drip, host.script = 0.2, [good("x" * 40)] * 2
+    with pytest.raises(JudgeError, match="not whole after 0.5 s"):
+        judge(f"{host.url}#m").ask(ASK)
 
 
 def test_a_key_is_not_sent_in_the_clear(monkeypatch):
