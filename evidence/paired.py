@@ -18,8 +18,6 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from scipy import stats as distributions
-
 if TYPE_CHECKING:
     import numpy as np
 
@@ -109,15 +107,19 @@ def mean_squares(d: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def seed_part(squares: np.ndarray, seeds: int, items: int) -> tuple[float, float]:
     """(var_a / S, degrees of freedom) from MS_A and MS_E in the last axis."""
+    from scipy.stats import chi2
+
     if seeds < 2:
         return 0.0, 1.0
-    median = (seeds - 1) / distributions.chi2.median(seeds - 1)
+    median = (seeds - 1) / chi2.median(seeds - 1)
     return (median * squares[..., 0] - squares[..., 1]).clip(0) / (seeds * items), float(seeds - 1)
 
 
 def cochran(tail: float, between: float, df: float, rest: float, df_rest: float) -> float:
     """Critical value that is passed with probability ``tail``: each part's t quantile, weighted by its variance."""
-    one, other = distributions.t.isf(tail, df), distributions.t.isf(tail, df_rest)
+    from scipy.stats import t
+
+    one, other = t.isf(tail, df), t.isf(tail, df_rest)
     return (between * one + rest * other) / (between + rest)
 
 
@@ -138,7 +140,9 @@ def pooled_seed_variance(pairs: list[np.ndarray]) -> tuple[float, float]:
 
 def detectable(found: Difference, power: float = 0.8) -> float:
     """The smallest true difference that a test like ``found`` calls one with that power: error x (critical + z)."""
-    return found.error * (found.critical + float(distributions.norm.ppf(power))) if found.error else 0.0
+    from scipy.stats import norm
+
+    return found.error * (found.critical + float(norm.ppf(power))) if found.error else 0.0
 
 
 def equivalent(found: Difference, target: float, margin: float) -> float:
@@ -146,13 +150,15 @@ def equivalent(found: Difference, target: float, margin: float) -> float:
 
     The critical value's excess over the normal's is counted as a larger error.
     """
+    from scipy.stats import norm
+
     if margin <= 0:
         raise ValueError(f"a margin is above zero, not {margin}")
     if found.error == 0:
         return float(abs(found.value - target) >= margin)
-    error = found.error * found.critical / float(distributions.norm.ppf(0.5 + CONFIDENCE / 2))
+    error = found.error * found.critical / float(norm.ppf(0.5 + CONFIDENCE / 2))
     below, above = (found.value - target + margin) / error, (found.value - target - margin) / error
-    return float(max(distributions.norm.sf(below), distributions.norm.cdf(above)))
+    return float(max(norm.sf(below), norm.cdf(above)))
 
 
 def holm(p: list[float]) -> list[float]:
