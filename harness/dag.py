@@ -53,6 +53,12 @@ def stages(loaded: Suite) -> str:
     return f"Suite {loaded.name}, cells by stage: {listed}."
 
 
+def paper(loaded: Suite) -> str | None:
+    """The paper of papers/ whose suite, or small form, this is, if its claims are written down."""
+    name = loaded.name.removesuffix("-small")
+    return name if (ROOT / "papers" / name / "claims.yaml").is_file() else None
+
+
 def plan_key(loaded: Suite) -> str:
     return cells.hash_of(loaded.plan())
 
