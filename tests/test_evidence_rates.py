@@ -170,7 +170,7 @@ def test_the_plateau_draws_the_chosen_variants_scores_and_full_fine_tuning(ladde
 
 def test_a_suite_that_only_trains_has_an_empty_folder_of_tables(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "Collected", lambda folder: types.SimpleNamespace(suite={"suite": "s"}))
-    for name in ("score_table", "cost_table", "rates_table"):
+    for name in ("score_table", "difference_table", "cost_table", "rates_table"):
         monkeypatch.setattr(tables, name, lambda collected, title: None)
     assert tables.main(["--collected", "x", "--out", str(tmp_path / "paper")]) == 0
     assert list((tmp_path / "paper").iterdir()) == []
