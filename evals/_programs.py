@@ -72,5 +72,6 @@ class ProgramEval(Eval):
         return {**pass_rates(grades), "reference_nll": nats_per_token(grades)}
 
     def signatures(self) -> dict[str, str]:
-        """The level of isolation at which programs run on this machine."""
-        return {"sandbox": strongest_level()}
+        """The level of isolation at which programs run on this machine, and how they were drawn."""
+        drawn = f"{self.samples} at temperature {self.temperature:g}" if self.temperature else "1, greedy"
+        return {"sandbox": strongest_level(), "programs a problem": drawn}

@@ -2,19 +2,21 @@
 
 Levels, strongest first; the machine's is found by trying, and stands in every outcome:
 
-``namespaces``  own user, mount, process, network and IPC spaces; the file tree read-only, without devices and /proc; a
-                memory file system as working directory; and all of ``seccomp``. Does not stop: reading files that this
-                user may read (nothing read can leave: the program's output is discarded).
+``namespaces``  own user, mount, process, network and IPC spaces; the file tree read-only, without devices and /proc, and
+                with assets, mirror, results and ~/.cache empty; a memory file system as working directory; and all of
+                ``seccomp``. Does not stop: reading other files that this user may read (nothing read can leave: the
+                program's output is discarded).
 ``seccomp``     no further process, no socket, no signal to or hold on other processes, no privilege; and all of
-                ``limits``. Does not stop: reading and writing the files that this user may (a non-root user's /proc
-                among them), or writing many of them until the time is up.
+                ``limits``. Does not stop: reading and writing the files that this user may, the benchmarks' own tests
+                and a non-root user's /proc among them, or writing many of them until the time is up; asking the kernel
+                to signal the harness when a pipe is ready (fcntl).
 ``limits``      CPU and wall time, memory, file size, open files, no further process, a fresh directory, an empty
                 environment. Does not stop, besides: the network, signals to this user's other processes. Refused to
                 root, whom the process limit does not bind.
 
 Tests run in a process of their own, under the same level and limits, and call the program's functions across a pipe on
-which only plain built-in values travel (``harness.sandbox_call``): the program sees neither the tests, nor what they
-expect, nor the nonce by which they report. A program without tests reports for itself: one that goes looking for the
+which only plain built-in values travel (``harness.sandbox_call``): the program has neither the tests, nor what they
+expect, nor the nonce by which they report, in its memory, and at level ``namespaces`` not on disk either. A program without tests reports for itself: one that goes looking for the
 nonce can pass; what is sure is that none passes by leaving early. None of either kind outlives its limits.
 """
 
@@ -32,8 +34,9 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
-from harness import sandbox_child
+from harness import assets, sandbox_child
 
 LEVELS = sandbox_child.LEVELS
 STATUSES = ("passed", "failed", "timeout", "memory", "crashed")
@@ -128,6 +131,7 @@ def _run(source: str, limits: Limits, level: str, tests: str | None = None) -> O
             "level": level,
             "folder": folder,
             "tested": tests is not None,
+            "hidden": [hidden for hidden in _hidden() if not Path(folder).resolve().is_relative_to(hidden)],
         }
         # Two parts: the program's process is made between them.
         frames = "".join(f"{len(text):08x}{text}" for text in (json.dumps(task), json.dumps({"tests": tests})))
@@ -142,6 +146,13 @@ def _run(source: str, limits: Limits, level: str, tests: str | None = None) -> O
     if status == "sandbox":
         raise SandboxError(f"{level}: {detail}")
     return Outcome(status, detail, seconds, level)
+
+
+def _hidden() -> list[str]:
+    """Folders that hold benchmarks' tests, or what other programs were graded, as far as they are there."""
+    mirror = os.environ.get("TUNING_FORK_MIRROR")
+    folders = [assets.cache(), Path("results"), Path.home() / ".cache", *([Path(mirror)] if mirror else [])]
+    return sorted({str(folder.resolve()) for folder in folders if folder.is_dir()})
 
 
 def _keeper(task: str, seconds: float) -> tuple[str, str, int]:

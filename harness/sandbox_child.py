@@ -112,10 +112,10 @@ def die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-def enter_namespaces(folder: str, disk_bytes: int) -> None:
+def enter_namespaces(folder: str, disk_bytes: int, hidden: Sequence[str]) -> None:
     """New user, mount, process, network, IPC and host name spaces; the whole file tree read-only but for ``folder``.
 
-    ``folder`` becomes a memory file system of ``disk_bytes``. Children of this process, not itself, are in the new
+    ``folder`` becomes a memory file system of ``disk_bytes``, the ``hidden`` folders are empty. Children of this process, not itself, are in the new
     process space.
     """
     libc, user, group = _libc(), os.getuid(), os.getgid()
@@ -132,7 +132,8 @@ def enter_namespaces(folder: str, disk_bytes: int) -> None:
     arguments = (ctypes.c_long(_MOUNT_SETATTR), ctypes.c_int(-100), b"/", ctypes.c_uint(_AT_RECURSIVE))
     _check(libc.syscall(*arguments, attributes, ctypes.c_size_t(len(attributes))), "read-only root")
     mount(b"tmpfs", folder, _NOSUID_NODEV_NOEXEC, f"size={disk_bytes},nr_inodes=256,mode=0700".encode())
-    mount(b"tmpfs", "/proc", _NOSUID_NODEV_NOEXEC | 1, b"size=4096,nr_inodes=1")  # nobody's environment to read
+    for empty in ("/proc", *hidden):  # nobody's environment to read, and no tests
+        mount(b"tmpfs", empty, _NOSUID_NODEV_NOEXEC | 1, b"size=4096,nr_inodes=1")
 
 
 def give_up_privileges() -> None:
@@ -302,7 +303,7 @@ def keep(task: dict, more: Callable[[], dict]) -> tuple[str, str]:
     calls = _calls()
     if task["level"] == "namespaces":
         try:
-            enter_namespaces(task["folder"], task["limits"]["disk_bytes"])
+            enter_namespaces(task["folder"], task["limits"]["disk_bytes"], task["hidden"])
         except OSError as error:
             return "sandbox", str(error)
     if sys.platform == "linux":

@@ -188,6 +188,7 @@ CHEATS = {
     "killing the judge": "import os, signal\nos.kill(0, signal.SIGKILL)\ndef add(a, b): return 3",
     "an error without a text": "class E(Exception):\n def __str__(self): raise SystemExit\ndef add(a, b): raise E",
     "no function": "add = 3",
+    "an end of iteration": "def add(a, b): raise StopIteration",
 }
 
 
@@ -242,3 +243,23 @@ def test_tests_run_in_the_sandbox_as_well(level, tmp_path):
         assert judged(RIGHT, level, f"open({str(tmp_path / 'f')!r}, 'w')").status == "failed"
     assert judged(RIGHT, level, "import os\nassert 'PATH' not in os.environ").status == "passed"
     assert judged(RIGHT, level, "import os\nos.fork()").status == "failed"
+
+
+def test_an_end_of_iteration_ends_no_loop_of_the_tests(level):
+    vacuous = "assert all(map(lambda x: add(x, x) == 2 * x, [1, 2]))"
+    assert judged("def add(a, b): raise StopIteration", level, vacuous).status == "failed"
+
+
+def test_the_benchmarks_files_are_not_to_be_read(tmp_path, monkeypatch, level):
+    if level != "namespaces":
+        pytest.skip("only namespaces hides files, as harness/sandbox.py says")
+    (tmp_path / "assets" / "humaneval").mkdir(parents=True)
+    (tmp_path / "assets" / "humaneval" / "test.jsonl").write_text("10")
+    (tmp_path / "mirror").mkdir()
+    (tmp_path / "mirror" / "test.jsonl").write_text("10")
+    monkeypatch.setenv("TUNING_FORK_CACHE", str(tmp_path / "assets"))
+    monkeypatch.setenv("TUNING_FORK_MIRROR", str(tmp_path / "mirror"))
+    for file in (tmp_path / "assets" / "humaneval" / "test.jsonl", tmp_path / "mirror" / "test.jsonl"):
+        peeking = f"def add(a, b):\n    return 3 if a == 1 else int(open({str(file)!r}).read())"
+        outcome = judged(peeking, level)
+        assert outcome.status == "failed" and outcome.detail.startswith("FileNotFoundError"), outcome
