@@ -16,8 +16,9 @@ Levels, strongest first; the machine's is found by trying, and stands in every o
 
 Tests run in a process of their own, under the same level and limits, and call the program's functions across a pipe on
 which only plain built-in values travel (``harness.sandbox_call``): the program has neither the tests, nor what they
-expect, nor the nonce by which they report, in its memory, and at level ``namespaces`` not on disk either. A program without tests reports for itself: one that goes looking for the
-nonce can pass; what is sure is that none passes by leaving early. None of either kind outlives its limits.
+expect, nor the nonce by which they report, in its memory, and at level ``namespaces`` not on disk either. A program
+without tests reports for itself: one that goes looking for the nonce can pass; what is sure is that none passes by
+leaving early. None of either kind outlives its limits.
 """
 
 from __future__ import annotations

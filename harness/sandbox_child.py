@@ -115,8 +115,8 @@ def die_with_parent(parent: int) -> None:
 def enter_namespaces(folder: str, disk_bytes: int, hidden: Sequence[str]) -> None:
     """New user, mount, process, network, IPC and host name spaces; the whole file tree read-only but for ``folder``.
 
-    ``folder`` becomes a memory file system of ``disk_bytes``, the ``hidden`` folders are empty. Children of this process, not itself, are in the new
-    process space.
+    ``folder`` becomes a memory file system of ``disk_bytes``, the ``hidden`` folders are empty. Children of this
+    process, not itself, are in the new process space.
     """
     libc, user, group = _libc(), os.getuid(), os.getgid()
     _check(libc.unshare(_NEW_NAMESPACES), "unshare")
