@@ -14,6 +14,7 @@ from typing import ClassVar
 from corpora._commonsense import PROMPT, instruction, questions, words
 from harness.contract import Eval, Generate
 
+from ._classes import accuracy
 from ._rows import subsample
 
 STOPS = ("\n\n", "###", "</s>", "<|im_end|>")
@@ -64,5 +65,5 @@ class Commonsense(Eval):
         return {"gold": item["gold"], "predicted": predicted, "correct": int(predicted == item["gold"])}
 
     def aggregate(self, grades):
-        correct, answered = (sum(map(test, grades)) for test in (lambda g: g["correct"], lambda g: g["predicted"] >= 0))
-        return {"accuracy": 100.0 * correct / len(grades), "answered": 100.0 * answered / len(grades)}
+        answered = 100.0 * sum(grade["predicted"] >= 0 for grade in grades) / len(grades)
+        return {"accuracy": accuracy(grades), "answered": answered}

@@ -87,15 +87,13 @@ class MTBench(Eval):
         turns = []
         for number, question in enumerate(item["turns"][: len(said) + 1]):
             turns += [("user", question)] + ([("assistant", said[number])] if number < len(said) else [])
-        told = "".join(f"{role}: {content}\n" for role, content in turns) + "assistant:"
-        temperature = TEMPERATURES.get(item["category"], 0.0)
-        return [Generate(told, STOPS, self.max_tokens, temperature, turns=tuple(turns))]
+        return [Generate.conversation(turns, STOPS, self.max_tokens, TEMPERATURES.get(item["category"], 0.0))]
 
     def grade(self, item, outputs):
         said = [output["texts"][0].strip() for output in outputs]
         asked = [messages(item, said, number) for number in range(len(said))]
         ratings = [[rating(self._judge.ask(one, k)) for k in range(self.judgings)] for one in asked]
-        keys = [verdict_key(self.judge, one, 0) for one in asked]
+        keys = [verdict_key(one, 0) for one in asked]
         known = [r for turn in ratings for r in turn if r is not None]
         sums = {"rating_sum": sum(known), "rated": len(known)}
         return {"category": item["category"], "ratings": ratings, **sums, "verdicts": keys}

@@ -30,7 +30,7 @@ from evidence.cells import EvidenceError
 from evidence.collected import Collected
 from evidence.names import family_of
 from evidence.paired import CONFIDENCE, Difference, paired_difference
-from evidence.pools import Panel, Pool, panels
+from evidence.pools import Panel, on_shared_seeds, panels
 
 ROOT = Path(__file__).resolve().parent.parent
 SUPPORTED, CONTRADICTED, UNDECIDED, NOT_RUN = "supported", "contradicted", "undecided", "not run"
@@ -115,7 +115,7 @@ def _pairs(claim: dict, found: list[Panel]) -> Iterator[tuple]:
             own = _variant(panel, model, claim["method"])
             for other in claim["others"]:
                 beside = _variant(panel, model, other)
-                arrays = own and beside and _shared(panel.pools[own, model], panel.pools[beside, model])
+                arrays = own and beside and on_shared_seeds(panel.pools[own, model], panel.pools[beside, model])
                 if arrays:
                     yield panel, model, other, arrays
 
@@ -123,14 +123,6 @@ def _pairs(claim: dict, found: list[Panel]) -> Iterator[tuple]:
 def _variant(panel: Panel, model: str, family: str) -> str | None:
     """The suite's first variant of that family on this model: the plain one, before its ablations."""
     return next((v for v, m in panel.pools if m == model and family_of(v) == family), None)
-
-
-def _shared(one: Pool, other: Pool) -> tuple | None:
-    """Both methods' item values on the seeds that both have; None where they share none, or not the items."""
-    seeds = [seed for seed in one.used if seed in other.used]
-    if not seeds or not one.items or not other.items or one.items.names != other.items.names:
-        return None
-    return tuple(pool.items.values[[pool.used.index(seed) for seed in seeds]] for pool in (one, other))
 
 
 def _finding(claim: dict, panel: Panel, model: str, other: str, d: Difference, confidence: float) -> Finding:

@@ -11,6 +11,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 from evidence import paired
@@ -76,7 +77,7 @@ def simulate(
     import numpy as np
 
     value, half, error, alone = _tested(OUTCOMES[outcome](rng, (experiments, seeds, items), deviation, 0.0))
-    wanted = 2 * np.median(half + error * 0.8416)
+    wanted = 2 * np.median(half + error * NormalDist().inv_cdf(0.8))  # twice paired.detectable
     planted, wide, _, _ = _tested(OUTCOMES[outcome](rng, (experiments, seeds, items), deviation, wanted))
     return {
         "outcome": outcome,

@@ -15,7 +15,7 @@ from evidence.cells import BASELINES
 from evidence.layout import Group, Table
 from evidence.names import family_of
 from evidence.paired import Difference, detectable, holm, paired_difference
-from evidence.pools import Panel, Pool, panels
+from evidence.pools import Panel, on_shared_seeds, panels
 from evidence.score_table import decimals, describe, names_of
 
 if TYPE_CHECKING:
@@ -61,19 +61,10 @@ def _differences(
     found = {}
     for variant in variants:
         pool = panel.pools.get((variant, model))
-        if variant != reference and pool and base and (difference := _paired(pool, base)):
-            found[variant] = difference
+        if variant != reference and pool and base and (arrays := on_shared_seeds(pool, base)):
+            found[variant] = paired_difference(*arrays)
     adjusted = holm([difference.p for difference in found.values()])
     return {variant: (difference, p) for (variant, difference), p in zip(found.items(), adjusted, strict=True)}
-
-
-def _paired(one: Pool, other: Pool) -> Difference | None:
-    """On the seeds that both have; None where they share none, or not the items."""
-    seeds = [seed for seed in one.used if seed in other.used]
-    if not seeds or not one.items or not other.items or one.items.names != other.items.names:
-        return None
-    rows = [pool.items.values[[pool.used.index(seed) for seed in seeds]] for pool in (one, other)]
-    return paired_difference(*rows)
 
 
 def _cells(pair: tuple[Difference, float] | None, digits: int) -> list[str]:

@@ -141,12 +141,22 @@ def _pool(seeds: dict[int, list[dict]], metric: str, items: dict, formula: Formu
     chosen = [rows[run.seed] for run in used]
     counts = {int(row["n_items"]) for row in chosen if _known(row["n_items"])}
     average = stats.spread([run.value for run in used])
-    interval, error = _interval(chosen, metric, items, formula)
+    stacked = _stacked(chosen, items, formula)
+    interval, error = _interval(chosen, metric, stacked, formula)
     mark = "".join(dict.fromkeys("".join(run.mark for run in used)))
     n_items = counts.pop() if len(counts) == 1 else None
-    values = _item_values(chosen, items, formula)
+    values = _item_values(stacked, formula)
     floor = _at_floor(chosen, average.mean, error)
     return Pool(runs, average, interval, tuple(run.seed for run in used), mark, n_items, floor, values)
+
+
+def on_shared_seeds(one: Pool, other: Pool) -> tuple[np.ndarray, np.ndarray] | None:
+    """Both pools' item values, (seeds, items), on the seeds that both have; None where they share none, or not the items."""
+    seeds = [seed for seed in one.used if seed in other.used]
+    if not seeds or not one.items or not other.items or one.items.names != other.items.names:
+        return None
+    first, second = (pool.items.values[[pool.used.index(seed) for seed in seeds]] for pool in (one, other))
+    return first, second
 
 
 def comparable(runs: Sequence[Run]) -> list[Run]:
@@ -169,11 +179,12 @@ def _formula(facts: pd.DataFrame) -> Formula | None:
     return None
 
 
-def _interval(rows: list[dict], metric: str, items: dict, formula: Formula | None) -> tuple[Interval | None, float]:
+def _interval(
+    rows: list[dict], metric: str, stacked: tuple | None, formula: Formula | None
+) -> tuple[Interval | None, float]:
     """Interval and standard error over items of the mean over these runs; None and NaN where items do not give it."""
     import numpy as np
 
-    stacked = _stacked(rows, items, formula)
     if stacked is None:
         return None, math.nan
     above, below, _ = stacked
@@ -199,8 +210,7 @@ def _stacked(rows: list[dict], items: dict, formula: Formula | None) -> tuple | 
     return above, below, tuple(frames[0]["item"])
 
 
-def _item_values(rows: list[dict], items: dict, formula: Formula | None) -> ItemValues | None:
-    stacked = _stacked(rows, items, formula)
+def _item_values(stacked: tuple | None, formula: Formula | None) -> ItemValues | None:
     if stacked is None or len(stacked[2]) < 2:
         return None
     above, below, names = stacked

@@ -315,6 +315,14 @@ class Generate:
     samples: int = 1
     turns: tuple[tuple[str, str], ...] = ()
 
+    @classmethod
+    def conversation(
+        cls, turns: Sequence[tuple[str, str]], until: tuple[str, ...], max_tokens: int, temperature: float = 0.0
+    ) -> Generate:
+        """The assistant's next turn; ``context`` is the turns as "role: content" lines."""
+        told = "".join(f"{role}: {content}\n" for role, content in turns) + "assistant:"
+        return cls(told, until, max_tokens, temperature, turns=tuple(turns))
+
 
 @dataclass(frozen=True)
 class Reference:

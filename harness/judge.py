@@ -5,8 +5,9 @@
 ``judge("model:NAME")``              a model of config/catalogue.yaml, on this machine
 ``judge("recorded:FILE")``           verdicts that were kept before: JSON Lines of ``key`` and ``text``
 
-A verdict's key hashes the judge, the messages and the repetition; verdicts lie under their keys in the assets' folder, so
-that the same question is never paid for twice, and a scoring that stopped goes on where it was.
+A verdict's key hashes the messages and the repetition. Verdicts lie under their judge and key in the assets' folder, so that
+the same question is never paid for twice, and a scoring that stopped goes on where it was; their files, put together, are
+a record. A recorded judge keeps nothing.
 """
 
 from __future__ import annotations
@@ -40,13 +41,15 @@ class JudgeError(RuntimeError):
 class Judge:
     """``ask`` gives the text of a verdict, kept or new."""
 
-    def __init__(self, name: str, answer: Callable[[Messages, str], str]):
-        self.name, self._answer = name, answer
+    def __init__(self, name: str, answer: Callable[[Messages, str], str], keeps: bool = True):
+        self.name, self._answer, self._keeps = name, answer, keeps
 
     def ask(self, messages: Messages, repetition: int = 0) -> str:
         """Raises JudgeError."""
-        key = verdict_key(self.name, messages, repetition)
-        kept = assets.cache() / "verdicts" / f"{key}.json"
+        key = verdict_key(messages, repetition)
+        if not self._keeps:
+            return self._answer(messages, key)
+        kept = assets.cache() / "verdicts" / _hash(self.name) / f"{key}.json"
         if kept.is_file():
             return json.loads(kept.read_text(encoding="utf-8"))["text"]
         text = self._answer(messages, key)
@@ -67,15 +70,17 @@ def judge(name: str) -> Judge:
     if kind == "model" and rest:
         return Judge(name, _local(rest))
     if kind == "recorded" and rest:
-        return Judge(name, _recorded(Path(rest)))
+        return Judge(name, _recorded(Path(rest)), keeps=False)
     raise UserError(f"judge: {name!r} is none of https://HOST/v1#MODEL, model:NAME and recorded:FILE")
 
 
-def verdict_key(name: str, messages: Messages, repetition: int) -> str:
-    """Hexadecimal. A recorded judge answers for whichever judge it was recorded from, so its name does not count."""
-    counted = "" if name.startswith("recorded:") else name
-    content = json.dumps([counted, list(map(list, messages)), repetition], ensure_ascii=False)
-    return hashlib.sha256(content.encode()).hexdigest()[:32]
+def verdict_key(messages: Messages, repetition: int) -> str:
+    """Hexadecimal; the judge does not count, so that a record answers for whichever judge it was made with."""
+    return _hash(json.dumps([list(map(list, messages)), repetition], ensure_ascii=False))
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 # --------------------------------------------------------------------------- an endpoint
@@ -172,9 +177,8 @@ def _local(name: str) -> Callable[[Messages, str], str]:
         if not replies:
             model, tokenizer = load_model(name, None, torch.float32, 0)
             replies.append(LanguageModel(model.eval(), tokenizer, 1, Streams(0), None))
-        told = "".join(f"{role}: {content}\n" for role, content in messages) + "assistant:"
         room = min(MAX_TOKENS, replies[0].lm.max_length // 4)
-        request = Generate(told, ("<|im_end|>", "\nuser:"), room, turns=tuple(messages))
+        request = Generate.conversation(messages, ("<|im_end|>", "\nuser:"), room)
         return replies[0].answer([Asked("verdict", 0, request)])[0]["texts"][0]
 
     return answer

@@ -102,31 +102,32 @@ class LanguageModel:
 
     def _choices(self, requests: list[Choices]) -> list[dict]:
         """A context is read once: HFLM does so where continuations differ in their last token only, else we do."""
-        pairs = [(request.context, text) for request in requests for text in request.continuations]
-        found = iter(self._after_their_contexts(requests) or self._loglikelihoods(pairs))
+        pairs = [
+            (row, (request.context, text)) for row, request in enumerate(requests) for text in request.continuations
+        ]
+        encoded = [(row, pair, *self._encoded(*pair)) for row, pair in pairs]
+        found = iter(self._after_their_contexts(encoded) or self._scored([one for _, *one in encoded], True))
         outputs = []
         for request in requests:
             own = [next(found) for _ in request.continuations]
             outputs.append({"loglikelihoods": [value for value, _ in own], "greedy": [greedy for _, greedy in own]})
         return outputs
 
-    def _after_their_contexts(self, requests: list[Choices]) -> list[tuple[float, bool]] | None:
-        """Scores of all continuations in order; None where HFLM's way is as short or the only one."""
-        encoded = [[self._encoded(request.context, text) for text in request.continuations] for request in requests]
-        contexts = [pairs[0][0] for pairs in encoded]
-        flat = [(row, *pair) for row, pairs in enumerate(encoded) for pair in pairs]
-        longest = max(len(context) + len(continuation) for _, context, continuation in flat)
+    def _after_their_contexts(self, encoded: list[tuple]) -> list[tuple[float, bool]] | None:
+        """Scores of (row of the request, texts, context, continuation); None where HFLM's way is as short or the only one."""
+        contexts = {row: context for row, _, context, _ in encoded}
+        longest = max(len(context) + len(continuation) for *_, context, continuation in encoded)
         if (
-            all(len(continuation) == 1 for *_, continuation in flat)
-            or min(map(len, contexts)) < 2
+            all(len(continuation) == 1 for *_, continuation in encoded)
+            or min(map(len, contexts.values())) < 2
             or longest > self.lm.max_length
             or self.lm.backend != "causal"
-            or not self.lm.forgets_nothing()
+            or not self.lm.forgets_nothing
         ):
             return None
-        pairs = [Pair(row, tuple(continuation)) for row, _, continuation in flat]
+        pairs = [Pair(row, tuple(continuation)) for row, *_, continuation in encoded]
         with torch.no_grad(), autocast(self.lm.device, self.lm.mixed_precision_dtype):
-            return scores(self.lm.model, contexts, pairs, self.batch_size, self.lm.device)
+            return scores(self.lm.model, list(contexts.values()), pairs, self.batch_size, self.lm.device)
 
     def _references(self, requests: list[Reference]) -> list[dict]:
         """A text without context that is longer than the model's window is read window after window, as stock does."""
@@ -147,15 +148,14 @@ class LanguageModel:
         rolling = get_rolling_token_windows(continuation, self.lm.prefix_token_id, self.lm.max_length, 1)
         return [make_disjoint_window(window) for window in rolling]
 
-    def _loglikelihoods(self, pairs: list[tuple[str, str]]) -> list[tuple[float, bool]]:
-        """(log-likelihood in nats, whether greedy) of each continuation."""
-        return self._scored([(pair, *self._encoded(*pair)) for pair in pairs], True)
-
     def _scored(
         self, encoded: list[tuple[tuple[str, str], list[int], list[int]]], grouped: bool
     ) -> list[tuple[float, bool]]:
-        """``grouped``: what is equal but for its last token is read once. HFLM takes equal tokens for that even where
-        contexts end at different places, as windows of a text that repeats itself do."""
+        """(log-likelihood in nats, whether greedy) of each continuation.
+
+        ``grouped``: what is equal but for its last token is read once. HFLM takes equal tokens for that even where
+        contexts end at different places, as windows of a text that repeats itself do.
+        """
         self.lm.logits_cache = grouped
         longest = max(len(context) + len(continuation) for _, context, continuation in encoded)
         self.lm.positions = max(longest - len(context) for _, context, continuation in encoded)

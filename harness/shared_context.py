@@ -7,7 +7,6 @@ values. Equal to reading each pair as a whole, to the rounding of sums.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache
 
-from harness.shared_prefix import LEAST, common_first, common_tokens, repeated
+from harness.shared_prefix import arranged, read, repeated
 
 
 @dataclass(frozen=True)
@@ -49,12 +48,11 @@ def _read(contexts: list[Sequence[int]], model: nn.Module, device: torch.device)
     for row, context in enumerate(contexts):
         ids[row, width - len(context) :] = torch.tensor(context, device=device)
         mask[row, width - len(context) :] = 1
-    common = common_tokens(ids, mask)
-    if common < LEAST:
-        return forward(model, ids, mask, None, 1).past_key_values, mask
-    ids, mask = common_first(ids, mask, common)
-    head = forward(model, ids[:1, :common], mask[:1, :common], None, 1).past_key_values
-    return forward(model, ids[:, common:], mask, repeated(head, len(ids)), 1).past_key_values, mask
+    ids, mask, common = arranged(ids, mask)
+    if not common:
+        return read(model, ids, mask).past_key_values, mask
+    head = read(model, ids[:1, :common], mask[:1, :common]).past_key_values
+    return read(model, ids[:, common:], mask, repeated(head, len(ids))).past_key_values, mask
 
 
 def _continued(
@@ -64,7 +62,7 @@ def _continued(
     asked = [torch.tensor((contexts[pair.row][-1], *pair.tokens), device=mask.device) for pair in pairs]
     ids = pad_sequence(asked, batch_first=True)
     seen = torch.cat((mask[kept], torch.ones_like(ids[:, :-1])), 1)  # what follows a continuation is seen by nothing
-    logits = forward(model, ids[:, :-1], seen, _chosen(cache, kept), 0).logits.float()
+    logits = read(model, ids[:, :-1], seen, _chosen(cache, kept), positions=0).logits.float()
     found = []
     for row, pair in enumerate(pairs):
         own, wanted = logits[row, : len(pair.tokens)].log_softmax(-1), ids[row, 1 : 1 + len(pair.tokens)]
@@ -78,14 +76,3 @@ def _chosen(cache: Cache, kept: Tensor) -> Cache:
     for number, layer in enumerate(cache.layers):
         made.update(layer.keys[kept], layer.values[kept], number)
     return made
-
-
-def forward(model: nn.Module, ids: Tensor, mask: Tensor, cache: Cache | None, positions: int):
-    """The model's output after ``cache``; ``mask`` covers it and ``ids``. Logits of the last ``positions`` (0: all)."""
-    known = inspect.signature(model.forward).parameters
-    given = {"attention_mask": mask, "past_key_values": cache, "use_cache": True}
-    if "position_ids" in known:
-        given["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-    if "logits_to_keep" in known and positions:
-        given["logits_to_keep"] = positions
-    return model(ids, **given)

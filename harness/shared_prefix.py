@@ -10,10 +10,11 @@ of the rows padded on the left, to the rounding of sums.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 
 LEAST = 16  # common tokens below which reading them apart gains nothing
@@ -29,6 +30,23 @@ def common_tokens(context: Tensor, mask: Tensor) -> int:
     heads = torch.stack([row[start : start + most] for row, start in zip(context, starts.tolist(), strict=True)])
     differing = (heads != heads[:1]).any(0).nonzero()
     return int(differing[0]) if len(differing) else most
+
+
+def arranged(context: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Rows, mask and how many common tokens stand first: none where reading them apart gains nothing."""
+    common = common_tokens(context, mask)
+    return (*common_first(context, mask, common), common) if common >= LEAST else (context, mask, 0)
+
+
+def read(model: nn.Module, ids: Tensor, mask: Tensor, cache: Cache | None = None, positions: int = 1):
+    """The model's output after ``cache``; ``mask`` covers it and ``ids``. Logits of the last ``positions`` (0: all)."""
+    known = inspect.signature(model.forward).parameters
+    given = {"attention_mask": mask, "past_key_values": cache, "use_cache": True}
+    if "position_ids" in known:
+        given["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+    if "logits_to_keep" in known and positions:
+        given["logits_to_keep"] = positions
+    return model(ids, **given)
 
 
 def common_first(context: Tensor, mask: Tensor, common: int) -> tuple[Tensor, Tensor]:

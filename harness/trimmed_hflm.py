@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 from transformers import Cache, DynamicCache, StoppingCriteria
 from transformers.cache_utils import DynamicLayer
 
-from harness.shared_prefix import LEAST, common_first, common_tokens, joined, repeated
+from harness.shared_prefix import arranged, joined, read, repeated
 
 PREFILL_TOKENS = 1024  # padded tokens of the contexts that are read at a time before a batch is generated
 SEGMENT = 16  # generated tokens after which finished rows leave the batch
@@ -32,7 +33,8 @@ class TrimmedHFLM(HFLM):
     generated_tokens: list[int]
 
     def _model_call(self, inps: Tensor, attn_mask: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
-        if attn_mask is not None or self.positions is None or not self._trims():
+        trims = "logits_to_keep" in inspect.signature(self.model.forward).parameters
+        if attn_mask is not None or self.positions is None or not trims:
             return super()._model_call(inps, attn_mask, labels)
         with torch.no_grad(), autocast(self.device, self.mixed_precision_dtype):
             return self.model(inps, logits_to_keep=self.positions, use_cache=False).logits
@@ -59,9 +61,7 @@ class TrimmedHFLM(HFLM):
     ) -> Tensor:
         """Generation that drops finished rows, and their part of the cache, every ``SEGMENT`` tokens."""
         rows, width = context.shape
-        common = common_tokens(context, mask) if self.forgets_nothing() else 0
-        common = common if common >= LEAST else 0
-        context, mask = common_first(context, mask, common)
+        context, mask, common = arranged(context, mask) if self.forgets_nothing else (context, mask, 0)
         result = torch.full((rows, width + limit), settings["pad_token_id"], device=context.device)
         counts = torch.ones(rows, dtype=torch.long)
         going = torch.arange(rows)
@@ -82,14 +82,7 @@ class TrimmedHFLM(HFLM):
             counts[going] = torch.tensor(stopper.tokens)
             tokens, cache, done = out.sequences, out.past_key_values, stopper.done
 
-    def _trims(self) -> bool:
-        """Whether the model can leave out logits that nobody looks at."""
-        return "logits_to_keep" in inspect.signature(self.model.forward).parameters
-
-    def _read(self, ids: Tensor) -> Cache:
-        """Keys and values of whole rows of tokens."""
-        return self.model(ids, use_cache=True, **({"logits_to_keep": 1} if self._trims() else {})).past_key_values
-
+    @functools.cached_property
     def forgets_nothing(self) -> bool:
         """A cache that forgets (sliding windows) is not put together from parts."""
         return all(type(layer) is DynamicLayer for layer in DynamicCache(config=self.model.config).layers)
@@ -103,9 +96,9 @@ class TrimmedHFLM(HFLM):
         it does not need, and the common tokens once.
         """
         rows, width = context.shape
-        room = PREFILL_TOKENS if self.forgets_nothing() else rows * width
+        room = PREFILL_TOKENS if self.forgets_nothing else rows * width
         lengths = (mask.sum(1) - common).tolist()
-        head = self._read(context[:1, :common]) if common else None
+        head = read(self.model, context[:1, :common], mask[:1, :common]).past_key_values if common else None
         sequences, caches, done = [], [], []
         while len(done) < rows:
             longest = max(lengths[len(done) :])

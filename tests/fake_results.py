@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import zstandard
 
+from evidence import collect
 from harness import record
 
 MODELS = {"tiny-llama": "Tiny Llama 135M (Q4_1, dequantised)", "tiny-bert": "Tiny BERT 22M"}
@@ -37,6 +38,12 @@ STEPS = {"headlines": 30, "arithmetic": 12, "phrases-en-de": 12, "snippets": 12}
 GAIN = {"untuned": 0.0, "majority": 0.0, "full": 1.0, "lora": 0.8, "dora": 0.85}
 GAIN |= {"oft": 0.5, "boft": 0.6, "lora-ga": 0.9, "urnn": 0.4, "hybrid": 0.95, "smt": 0.7}
 NORM = {"full": 6.0, "lora": 2.0, "dora": 2.2, "oft": 0.7, "boft": 0.5, "lora-ga": 3.5, "urnn": 0.3, "hybrid": 1.2}
+
+
+def collected(folder: Path, **options) -> Path:
+    """``folder`` with the fake results of ``build`` and, in ``collected``, what evidence.collect makes of them."""
+    collect.main(["--plan", str(build(folder, **options)), "--out", str(folder / "collected")])
+    return folder
 
 
 def build(

@@ -16,10 +16,7 @@ from harness import record
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("results") / "fake"
-    plan = fake_results.build(folder)
-    collect.main(["--plan", str(plan), "--out", str(folder / "collected")])
-    return folder
+    return fake_results.collected(tmp_path_factory.mktemp("results") / "fake")
 
 
 @pytest.fixture(scope="module")

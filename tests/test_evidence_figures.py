@@ -25,35 +25,31 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="module")
 def collected(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("results") / "fake"
-    collect.main(["--plan", str(fake_results.build(folder)), "--out", str(folder / "collected")])
-    return folder / "collected"
+    return fake_results.collected(tmp_path_factory.mktemp("results") / "fake") / "collected"
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     """One corpus only: drawing takes time."""
-    folder = tmp_path_factory.mktemp("results") / "small"
-    plan = fake_results.build(folder, corpora=("snippets",))
-    collect.main(["--plan", str(plan), "--out", str(folder / "collected")])
+    folder = fake_results.collected(tmp_path_factory.mktemp("results") / "small", corpora=("snippets",))
     return folder / "collected"
 
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
     """The eight methods of the adapter family on one corpus, LoRA's first seed diverged; hybrid logs its lambdas."""
-    folder = tmp_path_factory.mktemp("results") / "many"
-    plan = fake_results.build(folder, corpora=("arithmetic",), variants=fake_results.MANY)
-    collect.main(["--plan", str(plan), "--out", str(folder / "collected")])
+    folder = fake_results.collected(
+        tmp_path_factory.mktemp("results") / "many", corpora=("arithmetic",), variants=fake_results.MANY
+    )
     return Collected(folder / "collected")
 
 
 @pytest.fixture(scope="module")
 def sparse(tmp_path_factory):
     """SMT alone on one corpus: a training has a row for each of two metrics."""
-    folder = tmp_path_factory.mktemp("results") / "sparse"
-    plan = fake_results.build(folder, corpora=("snippets",), variants={"smt": "smt"})
-    collect.main(["--plan", str(plan), "--out", str(folder / "collected")])
+    folder = fake_results.collected(
+        tmp_path_factory.mktemp("results") / "sparse", corpora=("snippets",), variants={"smt": "smt"}
+    )
     return Collected(folder / "collected")
 
 

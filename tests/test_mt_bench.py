@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from harness import judge as judges
-from harness import language_model
 from harness.contract import Generate
 from harness.failures import UserError
 from harness.judge import JudgeError, judge, verdict_key
@@ -71,7 +70,7 @@ def recorded(tmp_path, data, verdict, **fields):
     for item in plugin.items(data):
         for turn in (0, 1):
             for k in range(plugin.judgings):
-                key = verdict_key("recorded:x", asked(item, ["a", "b"], turn), k)
+                key = verdict_key(asked(item, ["a", "b"], turn), k)
                 rows.append({"key": key, "text": verdict(item["id"], turn, k)})
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return load_plugin("evals", "mt-bench", judge=f"recorded:{path}", **fields)
@@ -148,7 +147,7 @@ def test_a_chat_model_is_shown_turns_in_its_own_format():
     assert replies._shown(request) == request.context
     tokenizer.chat_template = "{{ '<|im_start|>' }}"
     assert replies._shown(request) == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
-    assert language_model and len(replies.answer([Asked("i", 0, request)])[0]["texts"]) == 1
+    assert len(replies.answer([Asked("i", 0, request)])[0]["texts"]) == 1
 
 
 # --------------------------------------------------------------------------- the endpoint
@@ -218,12 +217,23 @@ def test_an_endpoint_is_asked_once_for_the_same_question(host, tmp_path):
 def test_kept_verdicts_are_a_record_for_another_machine(host, tmp_path):
     host.script = [good("[[3]]")]
     judge(f"{host.url}#m").ask(ASK)
-    (kept,) = (tmp_path / "cache" / "verdicts").glob("*.json")
-    row = json.loads(kept.read_text())
-    (tmp_path / "v.jsonl").write_text(json.dumps({**row, "key": verdict_key("recorded:", ASK, 0)}) + "\n")
+    (kept,) = (tmp_path / "cache" / "verdicts").rglob("*.json")
+    (tmp_path / "v.jsonl").write_text(kept.read_text() + "\n")
     assert judge(f"recorded:{tmp_path / 'v.jsonl'}").ask(ASK) == "[[3]]"
     with pytest.raises(JudgeError, match="has no verdict for this answer"):
         judge(f"recorded:{tmp_path / 'v.jsonl'}").ask([("user", "other")])
+
+
+def test_two_records_are_told_apart_and_keep_nothing(tmp_path):
+    for name, text in (("a", "[[1]]"), ("b", "[[2]]")):
+        (tmp_path / name).write_text(json.dumps({"key": verdict_key(ASK, 0), "text": text}))
+        assert judge(f"recorded:{tmp_path / name}").ask(ASK) == text
+    assert not (tmp_path / "cache").exists()
+
+
+def test_judges_keep_their_verdicts_apart(host):
+    host.script = [good("[[3]]"), good("[[4]]")]
+    assert [judge(f"{host.url}#{name}").ask(ASK) for name in ("one", "other", "one")] == ["[[3]]", "[[4]]", "[[3]]"]
 
 
 def test_a_busy_or_broken_endpoint_is_asked_again(host):

@@ -94,20 +94,22 @@ rule summary:
         " || (cat {log} >&2; false)"
 
 
-rule claims:
-    # Only for a suite of papers/: changing a claim or a margin judges again, and runs nothing else.
-    input:
-        PARQUET,
-        claims=f"papers/{dag.paper(S)}/claims.yaml",
-    output:
-        f"{R}/claims.md",
-    params:
-        code=dag.evidence_key("claims"),
-        paper=dag.paper(S),
-    log:
-        f"{R}/logs/claims.log",
-    shell:
-        "python -m evidence.claims {params.paper} --collected " + C + " --out {output} > {log} 2>&1 || (cat {log} >&2; false)"
+if dag.paper(S):
+
+    rule claims:
+        # Only for a suite of papers/: changing a claim or a margin judges again, and runs nothing else.
+        input:
+            PARQUET,
+            claims=f"papers/{dag.paper(S)}/claims.yaml",
+        output:
+            f"{R}/claims.md",
+        params:
+            code=dag.evidence_key("claims"),
+            paper=dag.paper(S),
+        log:
+            f"{R}/logs/claims.log",
+        shell:
+            "python -m evidence.claims {params.paper} --collected " + C + " --out {output} > {log} 2>&1 || (cat {log} >&2; false)"
 
 
 rule complete:
