@@ -91,7 +91,6 @@ def _problem(task: str, row: dict) -> tuple[str, str | float | None]:
         return f"{row['question']} Answer Choices: {options}", gold if gold in "ABCDE" and gold else None
     if task == "svamp":
         body = row["Body"].strip()
-        return f"{body}{'' if body.endswith(('.', '?', '!', ',')) else '.'} {row['Question'].strip()}", number(
-            str(row["Answer"])
-        )
+        end = "" if body.endswith((".", "?", "!", ",")) else "."
+        return f"{body}{end} {row['Question'].strip()}", number(str(row["Answer"]))
     return row["question"], number(str(row["result"]))

@@ -127,7 +127,7 @@ def _variant(panel: Panel, model: str, family: str) -> str | None:
 
 def _finding(claim: dict, panel: Panel, model: str, other: str, d: Difference, confidence: float) -> Finding:
     sign = -1 if panel.first("lower_is_better", False) else 1
-    value, low, high = sorted((sign * d.low, sign * d.value, sign * d.high), key=lambda x: (x != sign * d.value, x))
+    value, (low, high) = sign * d.value, sorted((sign * d.low, sign * d.high))
     bar = claim.get("margin", 0.0) * (1 if claim["kind"] == "above" else -1)
     verdict = SUPPORTED if low > bar else CONTRADICTED if high < bar else UNDECIDED
     text = f"{panel.label}, {model}: {value:+.2f} [{low:+.2f}, {high:+.2f}] against {other}"

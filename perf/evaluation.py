@@ -74,10 +74,8 @@ def tasks(options: argparse.Namespace) -> tuple[dict[str, list[Request]], str]:
         texts, source = [item["answer"] for item in items], "GSM8K's test problems"
     except assets.AssetMissing as error:
         print(f"made-up problems instead of GSM8K: {error}", flush=True)
-        texts, source = (
-            [_sum(number, True) for number in range(options.items)],
-            "made-up problems (GSM8K is NOT prepared)",
-        )
+        texts = [_sum(number, True) for number in range(options.items)]
+        source = "made-up problems (GSM8K is NOT prepared)"
         shown = "".join(f"Question: {_sum(n, False)}\nAnswer: {_sum(n, True)}\n\n" for n in range(100, 105))
         for shots, before in ((0, ""), (5, shown)):
             prompts = [f"{before}Question: {_sum(number, False)}\nAnswer:" for number in range(options.items)]
