@@ -10,10 +10,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
+from corpora._rows import read_rows
 from harness.contract import Eval, Generate, Reference
 
 from ._reference import nats_per_token, reference_counts
@@ -53,6 +55,21 @@ class TranslationEval(Eval):
 
     def signatures(self) -> dict[str, str]:
         return translation_signatures()
+
+
+def pair_items(path: Path, column: str, code: str, language: str) -> list[dict]:
+    """Items of rows whose ``column`` holds a sentence in English ("en") and in another language (``code``).
+
+    Raises ValueError naming file, row and column where one of the two is no text.
+    """
+    items = []
+    for number, row in enumerate(read_rows(path, (column,)), 1):
+        pair = row[column]
+        if not isinstance(pair, dict) or not all(isinstance(pair.get(name), str) for name in ("en", code)):
+            raise ValueError(f"{path}:{number}: column {column} has not both en and {code}: {pair!r}")
+        context = f"English phrase: {pair['en']}\n{language} phrase:"
+        items.append({"id": str(number - 1), "context": context, "target": pair[code]})
+    return items
 
 
 def translation_counts(hypothesis: str, reference: str) -> dict:

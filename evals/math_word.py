@@ -12,18 +12,13 @@ import re
 from dataclasses import dataclass
 from typing import ClassVar
 
-from corpora._rows import read_rows
+from corpora._word_problems import problems
 from harness.contract import Eval, Generate
 
 from ._answers import STOPS, number
 from ._classes import accuracy
 from ._rows import subsample
 
-COLUMNS = {
-    "aqua": ("question", "options", "correct"),
-    "svamp": ("Body", "Question", "Answer"),
-    "mawps": ("question", "result"),
-}
 LETTER = re.compile(r"answer is:? *\(?([A-E])\b|\(([A-E])\)|\b([A-E])\b")
 
 
@@ -49,10 +44,10 @@ class MathWord(Eval):
     def items(self, data):
         path = data(self.task) / "test.jsonl"
         items = []
-        for line, row in enumerate(read_rows(path, COLUMNS[self.task]), 1):
-            question, gold = _problem(self.task, row)
+        for line, (question, told) in enumerate(problems(self.task, path), 1):
+            gold = _gold(self.task, told)
             if gold is None:
-                raise ValueError(f"{path}:{line}: its answer is none: {row[COLUMNS[self.task][-1]]!r}")
+                raise ValueError(f"{path}:{line}: its answer is none: {told!r}")
             items.append({"id": str(line - 1), "context": f"Question: {question}\nAnswer:", "gold": gold})
         return subsample(items, self.limit)
 
@@ -83,14 +78,8 @@ def letter(text: str) -> str | None:
     return (told or every or [None])[-1]
 
 
-def _problem(task: str, row: dict) -> tuple[str, str | float | None]:
-    """(what is asked, the right letter or number; None where the row has none)."""
-    if task == "aqua":
-        options = " ".join(f"({option.replace(')', ') ', 1)}" for option in row["options"])
-        gold = row["correct"].strip()
-        return f"{row['question']} Answer Choices: {options}", gold if gold in "ABCDE" and gold else None
-    if task == "svamp":
-        body = row["Body"].strip()
-        end = "" if body.endswith((".", "?", "!", ",")) else "."
-        return f"{body}{end} {row['Question'].strip()}", number(str(row["Answer"]))
-    return row["question"], number(str(row["result"]))
+def _gold(task: str, told: str) -> str | float | None:
+    """The right letter or number; None where the row has none."""
+    if task != "aqua":
+        return number(told)
+    return told.strip() if told.strip() in ("A", "B", "C", "D", "E") else None

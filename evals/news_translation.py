@@ -9,10 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from corpora._rows import read_rows
-
 from ._rows import subsample
-from ._translation import TranslationEval
+from ._translation import TranslationEval, pair_items
 
 LANGUAGES = {"wmt14-en-fr": ("fr", "French"), "wmt16-en-de": ("de", "German")}
 
@@ -31,12 +29,4 @@ class NewsTranslation(TranslationEval):
 
     def items(self, data):
         code, language = LANGUAGES[self.task]
-        path = data(self.task) / "test.jsonl"
-        items = []
-        for number, row in enumerate(read_rows(path, ("translation",)), 1):
-            pair = row["translation"]
-            if not isinstance(pair, dict) or not all(isinstance(pair.get(name), str) for name in ("en", code)):
-                raise ValueError(f"{path}:{number}: column translation has not both en and {code}: {pair!r}")
-            context = f"English phrase: {pair['en']}\n{language} phrase:"
-            items.append({"id": str(number - 1), "context": context, "target": pair[code]})
-        return subsample(items, self.limit)
+        return subsample(pair_items(data(self.task) / "test.jsonl", "translation", code, language), self.limit)

@@ -256,6 +256,8 @@ class Corpus:
     """Names of ``data`` in config/catalogue.yaml that must be there; "{task}" stands for the task."""
     evals: ClassVar[tuple[str, ...]] = ()
     """Its usual evals; "{task}" stands for the task."""
+    leaked: ClassVar[dict[str, str]] = {}
+    """Evals whose test items are known to be among its training rows, and why: a suite that scores one is refused."""
     label: ClassVar[str] = ""
     """How tables name it; "{task}" stands for the task."""
     example: ClassVar[type] = Completion

@@ -171,6 +171,12 @@ class Suite:
                 _known(model, catalogue()["models"], f"{where}: model", "add it to config/catalogue.yaml")
             plugins: list[Plugin] = [find_plugin("corpora", name) for name in block["corpora"]]
             scored = block.get("evals", [e for plugin in plugins for e in plugin.names("evals")])
+            for plugin in plugins:
+                for name in set(scored) & set(plugin.attributes.get("leaked") or {}):
+                    raise UserError(
+                        f"{where}: {plugin.name} is not to be scored on {name}: {plugin.attributes['leaked'][name]}. "
+                        "Give the block `evals:` without it, or another corpus."
+                    )
             plugins += [find_plugin("evals", name) for name in scored]
             for plugin in plugins:
                 for asset in plugin.names("assets"):

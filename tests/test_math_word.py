@@ -1,13 +1,18 @@
-"""AQuA, SVAMP and MAWPS: what is asked, and which number or letter of an answer counts."""
+"""AQuA, SVAMP and MAWPS: what is asked, which number or letter of an answer counts, and what may train on what."""
 
 from __future__ import annotations
 
 import sys
 
 import pytest
+import yaml
 from rows_made_here import Assets
 
+from harness.contract import Completion
+from harness.failures import UserError
+from harness.overlap import overlaps
 from harness.plugins import load_plugin
+from harness.suite import load_suite
 
 ROWS = {
     "aqua": {
@@ -78,3 +83,28 @@ def test_a_row_without_an_answer_is_named(task, damage, data):
     data.write(task, "test.jsonl", [ROWS[task], {**ROWS[task], **damage}])
     with pytest.raises(ValueError, match=r"test.jsonl:2: its answer is none"):
         load_plugin("evals", f"math-word-{task}").items(data)
+
+
+def test_math10k_asks_as_the_evals_do_and_loses_their_rows(data):
+    rows = [{"instruction": f" What is {n} plus {n}? ", "output": f"{n} + {n} = {2 * n}."} for n in range(40)]
+    aqua = "Half of 8? Answer Choices: (A) 2 (B) 4 (C) 8 (D) x (y) (E) 0"
+    data.write("math10k", "train.jsonl", [*rows, {"instruction": aqua, "output": "The answer is B."}])
+    data.write("gsm8k", "test.jsonl", [{"question": "What is 3 plus 3?", "answer": "#### 6"}])
+    corpus = load_plugin("corpora", "math10k")
+    every = [*corpus.examples("train", data), *corpus.examples("validation", data)]
+    assert len(every) == 41 and corpus.examples("validation", data)
+    assert Completion("Question: What is 4 plus 4?\nAnswer:", " 4 + 4 = 8.") in every
+    found = dict(zip([example.prompt for example in every], overlaps(every, corpus.tests(data)), strict=True))
+    removed = {prompt for prompt, how in found.items() if how}
+    assert removed == {"Question: What is 3 plus 3?\nAnswer:", f"Question: {aqua}\nAnswer:"}
+
+
+def test_a_suite_that_scores_what_math10k_leaks_is_refused(tmp_path):
+    block = {"models": ["tiny-llama"], "corpora": ["math10k"], "variants": ["full"], "seeds": [0]}
+    suite = {"suite": "toy", "protocol": {"steps": 1}, "variants": {"full": {"method": "full"}}}
+    path = tmp_path / "toy.yaml"
+    path.write_text(yaml.safe_dump({**suite, "grid": [block]}))
+    assert set(load_suite(str(path)).trainings[0].evals) == {"gsm8k", "math-word-aqua", "math-word-svamp"}
+    path.write_text(yaml.safe_dump({**suite, "grid": [{**block, "evals": ["gsm8k", "math-word-mawps"]}]}))
+    with pytest.raises(UserError, match="math10k is not to be scored on math-word-mawps: Math10K has MAWPS"):
+        load_suite(str(path))
