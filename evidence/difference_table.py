@@ -17,12 +17,13 @@ from evidence.names import family_of
 from evidence.paired import Difference, detectable, holm, paired_difference
 from evidence.pools import Panel, on_shared_seeds, panels
 from evidence.score_table import decimals, describe, names_of
+from evidence.tiers import ITEMS_NOTE, NOTE, panel_tiers
 
 if TYPE_CHECKING:
     from evidence.collected import Collected
 
 ITEMS_ONLY = "*"
-HEADS = ("difference [95 %]", "p", "finds")
+HEADS = ("difference [95 %]", "p", "finds", "tier")
 
 
 def difference_table(collected: Collected, title: str) -> Table | None:
@@ -40,12 +41,18 @@ def difference_table(collected: Collected, title: str) -> Table | None:
             continue
         group = Group(describe(panel))
         digits = decimals(panel)
+        placed = {model: panel_tiers(panel, model) for model in found}
         for variant in (v for v in variants if any(v in row for row in found.values())):
-            cells = [text for row in found.values() for text in _cells(row.get(variant), digits)]
+            cells = [
+                text for m, row in found.items() for text in _cells(row.get(variant), digits, placed[m].text(variant))
+            ]
             group.rows.append([names[variant], *cells])
         for model, row in found.items():
             kinds |= {difference.kind for difference, _ in row.values()}
-            table.records += [_record(panel, names, model, variant, reference, *pair) for variant, pair in row.items()]
+            table.records += [
+                _record(panel, names, model, variant, reference, *pair) | {"tier": placed[model].text(variant)}
+                for variant, pair in row.items()
+            ]
         table.groups.append(group)
     if not table.groups:
         return None
@@ -67,14 +74,14 @@ def _differences(
     return {variant: (difference, p) for (variant, difference), p in zip(found.items(), adjusted, strict=True)}
 
 
-def _cells(pair: tuple[Difference, float] | None, digits: int) -> list[str]:
+def _cells(pair: tuple[Difference, float] | None, digits: int, tier: str) -> list[str]:
     if pair is None:
         return ["—"] * len(HEADS)
     found, p = pair
     mark = ITEMS_ONLY if found.kind == "items only" else ""
     interval = f" [{found.low:+.{digits}f}, {found.high:+.{digits}f}]{mark}" if found.error else ""
     least = f"{detectable(found):.{digits}f}" if found.error else ""
-    return [f"{found.value:+.{digits}f}{interval}", "< 0.001" if p < 0.001 else f"{p:.3f}", least]
+    return [f"{found.value:+.{digits}f}{interval}", "< 0.001" if p < 0.001 else f"{p:.3f}", least, tier]
 
 
 def _record(panel: Panel, names: dict, model: str, variant: str, reference: str, found: Difference, p: float) -> dict:
@@ -96,4 +103,5 @@ def _notes(kinds: set[str]) -> list[str]:
         lines.append(
             f"{ITEMS_ONLY} items only: with fewer than three shared seeds the interval leaves the choice of seeds out."
         )
+    lines.append(NOTE + ITEMS_NOTE)
     return lines

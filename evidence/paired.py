@@ -39,6 +39,10 @@ class Difference:
     kind: str
     seeds: int
     items: int
+    between: float = (
+        0.0  # what of the squared error is the seeds', on ``df`` degrees of freedom; the rest is the items'
+    )
+    df: float = 1.0
 
 
 def paired_difference(
@@ -71,8 +75,9 @@ def paired_difference(
         return Difference(value, 0.0, value, value, float(value == 0), math.nan, "no spread", seeds, items)
     critical = cochran((1 - confidence) / 2, between, df, rest, items - 1)
     kind = "seeds and items" if whole else "items only"
-    p = _p(abs(value) / error, between, df, rest, items - 1)
-    return Difference(value, error, value - critical * error, value + critical * error, p, critical, kind, seeds, items)
+    p = 2 * tail(abs(value) / error, between, df, rest, items - 1)
+    low, high = value - critical * error, value + critical * error
+    return Difference(value, error, low, high, p, critical, kind, seeds, items, float(between), df)
 
 
 def linearised(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
@@ -145,22 +150,6 @@ def detectable(found: Difference, power: float = 0.8) -> float:
     return found.error * (found.critical + float(norm.ppf(power))) if found.error else 0.0
 
 
-def equivalent(found: Difference, target: float, margin: float) -> float:
-    """p of two one-sided tests (TOST), normal: small where the difference lies within ``margin`` of ``target``.
-
-    The critical value's excess over the normal's is counted as a larger error.
-    """
-    from scipy.stats import norm
-
-    if margin <= 0:
-        raise ValueError(f"a margin is above zero, not {margin}")
-    if found.error == 0:
-        return float(abs(found.value - target) >= margin)
-    error = found.error * found.critical / float(norm.ppf(0.5 + CONFIDENCE / 2))
-    below, above = (found.value - target + margin) / error, (found.value - target - margin) / error
-    return float(max(norm.sf(below), norm.cdf(above)))
-
-
 def holm(p: list[float]) -> list[float]:
     """Holm's adjusted p-values (1979), in the order given: each below alpha keeps the family's error below alpha."""
     order = sorted(range(len(p)), key=p.__getitem__)
@@ -171,11 +160,11 @@ def holm(p: list[float]) -> list[float]:
     return adjusted
 
 
-def _p(ratio: float, between: float, df: float, rest: float, df_rest: float) -> float:
-    """Two-sided p at which Cochran's critical value equals ``ratio``; 0 below LEAST_P."""
+def tail(ratio: float, between: float, df: float, rest: float, df_rest: float) -> float:
+    """One-sided p: the tail, up to a half, whose critical value of Cochran's is ``ratio``; 0 below LEAST_P / 2."""
     from scipy.optimize import brentq
 
     def apart(p: float) -> float:
-        return cochran(p / 2, between, df, rest, df_rest) - ratio
+        return cochran(p, between, df, rest, df_rest) - ratio
 
-    return 0.0 if apart(LEAST_P) < 0 else float(brentq(apart, LEAST_P, 1.0))
+    return 0.0 if apart(LEAST_P / 2) < 0 else float(brentq(apart, LEAST_P / 2, 0.5))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from evidence.cells import BASELINES, FAILED
 from evidence.pools import OTHER_STACK, STALE, Panel, Pool
+from evidence.tiers import ITEMS_NOTE, NOTE
 
 if TYPE_CHECKING:
     from evidence.collected import Collected
@@ -20,11 +21,17 @@ INTERVALS = {
 }
 
 
-def notes(collected: Collected, found: Sequence[Panel], names: dict[str, str], runs: bool) -> list[str]:
+def notes(collected: Collected, found: Sequence[Panel], names: dict[str, str], runs: bool, tiers: bool) -> list[str]:
     """All footnotes that this table needs. ``names`` are labels of models and variants."""
     pools = [pool for panel in found for pool in panel.pools.values()]
     problems = [f"Note: {problem}" for problem in collected.suite.get("problems", [])]
-    return [*_reading(found, pools, runs), *_doubts(found, pools), *failures(found, names), *problems]
+    return [
+        *_reading(found, pools, runs),
+        *([NOTE + ITEMS_NOTE] if tiers else []),
+        *_doubts(found, pools),
+        *failures(found, names),
+        *problems,
+    ]
 
 
 def failures(found: Sequence[Panel], names: dict[str, str], most: int = MOST_FAILURES) -> list[str]:

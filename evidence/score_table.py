@@ -11,43 +11,52 @@ from evidence.cells import BASELINES
 from evidence.layout import Group, Table
 from evidence.pools import Panel, Pool, Run, panels
 from evidence.score_notes import UNRESOLVED, notes
+from evidence.tiers import Tiers, panel_tiers
 
 if TYPE_CHECKING:
     from evidence.collected import Collected
 
 
-def score_table(collected: Collected, title: str, reference: bool = True, runs: bool = True) -> Table:
-    """All panels as one table. ``reference`` adds likelihoods of the reference; ``runs`` shows every run."""
+def score_table(
+    collected: Collected, title: str, reference: bool = True, runs: bool = True, tiers: bool = True
+) -> Table:
+    """All panels as one table.
+
+    ``reference`` adds likelihoods of the reference; ``runs`` shows every run; ``tiers``, with ``runs``, who leads (half a
+    second to start, as it tests).
+    """
     found = panels(collected, reference)
     names = names_of(collected)
     models = [model for model in collected.suite["models"] if any(model in {m for _, m in p.pools} for p in found)]
-    subheads = ["runs", "average"] if runs else ["average"]
+    tiers = tiers and runs
+    subheads = ["runs", "average", "tier"] if tiers else ["runs", "average"] if runs else ["average"]
     table = Table(title, ("Benchmark", "Method"), [(names[model], subheads) for model in models], [], [])
     for panel in found:
         digits = decimals(panel)
         group = Group(describe(panel))
+        placed = {model: panel_tiers(panel, model) if tiers else Tiers() for model in models}
         for variant in _variants(collected, panel):
             row = [names[variant]]
             for model in models:
-                pool = panel.pools.get((variant, model))
-                row += cell(pool, digits, runs)
+                pool, tier = panel.pools.get((variant, model)), placed[model].text(variant)
+                row += [*cell(pool, digits, runs), *([tier] if tiers else [])]
                 if pool:
-                    table.records.append(_record(panel, pool, names, variant, model))
+                    table.records.append(_record(panel, pool, names, variant, model, tier))
             group.rows.append(row)
-        group.rows += _floor_row(panel, models, runs)
+        group.rows += _floor_row(panel, models, subheads)
         table.groups.append(group)
     table.records = _side_by_side(table.records, [names[model] for model in models])
-    table.notes = notes(collected, found, names, runs)
+    table.notes = notes(collected, found, names, runs, tiers)
     return table
 
 
-def _floor_row(panel: Panel, models: Sequence[str], runs: bool) -> list[list[str]]:
+def _floor_row(panel: Panel, models: Sequence[str], subheads: Sequence[str]) -> list[list[str]]:
     """A row that says which models' columns cannot be told from the metric's floor; none where all can."""
     texts = [UNRESOLVED if panel.unresolved(model) else "" for model in models]
     if not any(texts):
         return []
     floor = float(panel.first("floor", 0.0))
-    return [[f"(floor {floor:g})", *(text for t in texts for text in (["", t] if runs else [t]))]]
+    return [[f"(floor {floor:g})", *(text if head == "average" else "" for text in texts for head in subheads)]]
 
 
 def describe(panel: Panel) -> list[str]:
@@ -133,7 +142,7 @@ def _variants(collected: Collected, panel: Panel) -> list[str]:
     return [variant for variant in collected.suite["variants"] if variant in present]
 
 
-def _record(panel: Panel, pool: Pool, names: dict, variant: str, model: str) -> dict:
+def _record(panel: Panel, pool: Pool, names: dict, variant: str, model: str, tier: str) -> dict:
     """One method on one model with full precision, for the CSV."""
     return {
         "key": (panel.corpus, panel.eval, panel.metric, variant),
@@ -160,6 +169,7 @@ def _record(panel: Panel, pool: Pool, names: dict, variant: str, model: str) -> 
             "interval": pool.interval.kind if pool.interval else "",
             "stale": " ".join(str(run.seed) for run in pool.runs if run.stale),
             "other stack": " ".join(str(run.seed) for run in pool.runs if run.other_stack),
+            "tier": tier,
             "resolution": UNRESOLVED if panel.unresolved(model) else "",
         },
     }

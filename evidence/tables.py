@@ -82,7 +82,7 @@ def _early(collected: Collected, corpus: str, out: Path) -> Path:
         raise EvidenceError(f"no rows of corpus '{corpus}'. There are: {', '.join(known)}.")
     collected.runs = collected.runs[collected.runs["corpus"] == corpus]
     title = f"Suite {collected.suite['suite']}: {collected.runs['corpus_label'].iloc[0]}"
-    table = score_table(collected, title)
+    table = score_table(collected, title, tiers=False)
     if not table.groups:  # nothing is scored: a search by validation
         table = rates_table(collected, title) or table
     out.mkdir(parents=True, exist_ok=True)

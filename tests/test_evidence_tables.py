@@ -70,8 +70,10 @@ def test_golden_cells(scores):
         "Full FT",
         "75.0 · 76.6",
         "75.8 ± 1.1 (2) [64.0, 84.6]",
+        "1*",
         "75.0 · 67.2",
         "71.1 ± 5.5 (2) [59.0, 80.8]",
+        "1*",
     ]
 
 
@@ -171,7 +173,7 @@ def test_judge_pending_is_no_failure(copy):
     path = copy / "runs/tiny-bert/headlines/lora/seed0/headlines-test/score.json"
     record.write(path, {**record.read(path), "status": "judge_pending", "reason": "no judge given"})
     table = recollected(copy)
-    assert row(table, "LoRA", "Headlines")[3].startswith("judge pending · ")
+    assert row(table, "LoRA", "Headlines")[4].startswith("judge pending · ")
     assert not any("seed 0: judge" in note for note in table.notes)
     assert not any("tiny-bert" in line for line in summary.failed_rows(Collected(copy / "collected")))
 
