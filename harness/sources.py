@@ -6,6 +6,7 @@ wheel and of the hub are checked against their published sha256; rows of a mirro
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import errno
 import gzip
@@ -254,8 +255,25 @@ def _hub_rows(source: dict, commit: str, columns: list[str], folder: Path) -> No
 
     for split, theirs in source["splits"].items():
         rows = load_dataset(source["id"], source.get("config"), split=theirs, revision=commit)
-        lines = (json.dumps(row, ensure_ascii=False) for row in rows)
+        lines = (json.dumps(row, ensure_ascii=False, default=_base64) for row in _undecoded(rows))
         write_rows(folder / f"{split}.jsonl", lines, columns, f"{source['id']} {theirs}")
+
+
+def _undecoded(rows):
+    """The rows with images left as the bytes of their files: a JSON line cannot hold a picture."""
+    features = getattr(rows, "features", None) or {}
+    if not features:
+        return rows
+    from datasets import Image
+
+    for column, feature in features.items():
+        if isinstance(feature, Image):
+            rows = rows.cast_column(column, Image(decode=False))
+    return rows
+
+
+def _base64(value: bytes) -> str:
+    return base64.b64encode(value).decode()
 
 
 def _hub_reason(error: Exception, source: dict) -> Exception:

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-FAMILIES = tuple(ARCHITECTURE)
 PAD, START, END = "<pad>", "<s>", "</s>"  # ids 0, 1, 2; the 256 bytes follow
 VOCABULARY = 3 + 256
 POSITIONS = 2048
@@ -31,6 +30,7 @@ OWN = {
     "t5": {"vocabulary": VOCABULARY, "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 2},
     "vit": {"image_size": 32, "patch_size": 8},
 }
+FAMILIES = tuple(OWN)
 DROPOUTS = {
     "bloom": ("hidden_dropout", "attention_dropout"),
     "gpt2": ("resid_pdrop", "embd_pdrop", "attn_pdrop"),

@@ -18,7 +18,12 @@ from harness.plugins import ROOT
 from harness.provenance import provenance, stack_id, versions
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-MODULES = {"PyYAML": "yaml", "Jinja2": "jinja2", "scikit-learn": "sklearn"}  # where a package's module has another name
+MODULES = {
+    "PyYAML": "yaml",
+    "Jinja2": "jinja2",
+    "scikit-learn": "sklearn",
+    "pillow": "PIL",
+}  # where a package's module has another name
 
 
 def locked() -> list[str]:
@@ -54,7 +59,8 @@ def test_conda_installs_the_lock():
 
 @pytest.mark.parametrize("folder", ["harness", "methods", "corpora", "evals", "evidence", "tests"])
 def test_what_is_imported_is_pinned(folder):
-    declared = {MODULES.get(name, name) for name in (pin.split("==")[0] for pin in environment.pins())}
+    every = [*environment.pins(), *PROJECT["optional-dependencies"]["images"]]
+    declared = {MODULES.get(name, name) for name in (pin.split("==")[0] for pin in every)}
     ours = {path.stem for path in [*ROOT.iterdir(), *(ROOT / folder).glob("*.py")]}
     for path in sorted((ROOT / folder).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):

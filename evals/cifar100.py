@@ -1,0 +1,50 @@
+"""CIFAR-100 (Krizhevsky 2009) on its 10,000 test images: accuracy of the fine label, by a task head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from corpora._images import pixels, place
+from corpora._rows import read_rows
+from harness.contract import Choices, Eval
+
+from ._classes import accuracy, class_grade, commonest_class_grades
+from ._rows import subsample
+
+CLASSES = tuple(str(number) for number in range(100))
+
+
+@dataclass
+class Cifar100(Eval):
+    """An image, kept as it came, and its label."""
+
+    limit: int = 0
+    """Items scored; 0: all."""
+
+    assets: ClassVar[tuple[str, ...]] = ("cifar100",)
+    label: ClassVar[str] = "CIFAR-100"
+    headline: ClassVar[str] = "accuracy"
+    units: ClassVar[dict[str, str]] = {"accuracy": "%"}
+    floors: ClassVar[dict[str, float]] = {"accuracy": 1.0}
+
+    def items(self, data):
+        path = data("cifar100") / "test.jsonl"
+        rows = enumerate(read_rows(path, ("img", "fine_label")), 1)
+        items = [
+            {"id": str(n - 1), "img": row["img"], "where": place(path, n, "img"), "label": row["fine_label"]}
+            for n, row in rows
+        ]
+        return subsample(items, self.limit)
+
+    def requests(self, item, outputs=()):
+        return [] if outputs else [Choices("", CLASSES, input=pixels(item["img"], item["where"]))]
+
+    def grade(self, item, outputs):
+        return class_grade(item["label"], outputs[0])
+
+    def aggregate(self, grades):
+        return {"accuracy": accuracy(grades)}
+
+    def majority(self, train, items):
+        return commonest_class_grades([example.label for example in train], [item["label"] for item in items])
