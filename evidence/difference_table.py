@@ -16,6 +16,7 @@ from evidence.layout import Group, Table
 from evidence.names import family_of
 from evidence.paired import Difference, detectable, holm, paired_difference
 from evidence.pools import Panel, on_shared_seeds, panels
+from evidence.score_notes import left_out
 from evidence.score_table import decimals, describe, names_of
 from evidence.tiers import ITEMS_NOTE, NOTE, panel_tiers
 
@@ -35,7 +36,8 @@ def difference_table(collected: Collected, title: str) -> Table | None:
     table = Table(title, ("Benchmark", f"Method less {names.get(reference, reference)}"), [], [], [])
     table.heads = [(names[model], list(HEADS)) for model in models if model in names]
     kinds: set[str] = set()
-    for panel in panels(collected, reference=False):
+    panels_shown = panels(collected, reference=False)
+    for panel in panels_shown:
         found = {model: _differences(panel, variants, reference, model) for model in models if model in names}
         if not any(found.values()):
             continue
@@ -56,7 +58,7 @@ def difference_table(collected: Collected, title: str) -> Table | None:
         table.groups.append(group)
     if not table.groups:
         return None
-    table.notes = _notes(kinds)
+    table.notes = [*_notes(kinds), *left_out(panels_shown, names)]
     return table
 
 

@@ -1,7 +1,7 @@
 """Figures of a suite: ``python -m evidence.figures --collected results/S/collected --out results/S/figures``.
 
 Each as SVG, PDF and PNG: ``fig1_time_memory``, ``fig2_curves``, ``fig3_layers``, ``fig4_rates``, ``fig5_plateau``,
-``fig6_blocks``, ``scores``; further pages end in ``_2`` and so on.
+``fig6_blocks``, ``scores``, ``pareto``, ``time_to_target``, ``profile``; further pages end in ``_2`` and so on.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMATS = ("svg", "pdf", "png")
-NAMES = ("fig1_time_memory", "fig2_curves", "fig3_layers", "fig4_rates", "fig5_plateau", "fig6_blocks", "scores")
+NAMES = (
+    "fig1_time_memory", "fig2_curves", "fig3_layers", "fig4_rates", "fig5_plateau", "fig6_blocks", "scores", "pareto",
+    "time_to_target", "profile",
+)  # fmt: skip
 
 
 def draw(collected: Collected) -> dict[str, Figure]:
@@ -28,16 +31,22 @@ def draw(collected: Collected) -> dict[str, Figure]:
     from evidence.figure_cost import cost_pages
     from evidence.figure_curves import SIDES, curve_pages
     from evidence.figure_layers import NAME, layer_pages
+    from evidence.figure_pareto import pareto_pages
     from evidence.figure_plateau import plateau_pages
+    from evidence.figure_profile import profile_pages, target_pages
     from evidence.figure_rates import rate_pages
     from evidence.figure_scores import score_pages
+    from evidence.overview import overviews
     from evidence.pools import panels
+    from evidence.time_to_target import workloads
 
     use_print_style()
     look = styles(collected.suite["variants"])
     labels = dict(zip(collected.runs["model"], collected.runs["model_label"], strict=True))
     models = {model: labels[model] for model in collected.suite["models"] if model in labels}
     scored = panels(collected)
+    headlines = [p for p in scored if p.facts.loc[p.facts["metric"] == p.metric, "headline"].all()]
+    works = workloads(collected)
     pages = (
         cost_pages(collected.costs, look) if len(collected.costs) else [],
         curve_pages(collected.curves(list(SIDES)), look),
@@ -46,6 +55,9 @@ def draw(collected: Collected) -> dict[str, Figure]:
         plateau_pages(collected.runs, scored, look),
         block_pages(collected.runs, look),
         score_pages(scored, models, look),
+        pareto_pages(overviews(collected, headlines), look),
+        target_pages(works, look),
+        profile_pages(works, look),
     )
     return {
         name + (f"_{number}" if number > 1 else ""): figure

@@ -51,6 +51,25 @@ def failures(found: Sequence[Panel], names: dict[str, str], most: int = MOST_FAI
     return listed
 
 
+def left_out(found: Sequence[Panel], names: dict[str, str], most: int = MOST_FAILURES) -> list[str]:
+    """Every run that has no result or may not be averaged with the others, once: what a table of averages does not show."""
+    lines: dict[str, None] = {}
+    for panel in found:
+        for (variant, model), pool in panel.pools.items():
+            for run in pool.runs:
+                if pool.absent or (run.seed in pool.used and not pool.mark):
+                    continue
+                why = run.status if run.value is None else ""
+                why = why or ("stale" if run.stale else "") or f"other software ({run.other_stack})"
+                because = f" in {run.stage} ({run.reason})" if run.value is None and run.reason else ""
+                where = f"{names[model]}, {panel.label}, {names[variant]}, seed {run.seed}"
+                lines.setdefault(f"Left out: {where}: {why}{because}.")
+    listed = list(lines)
+    if len(listed) > most:
+        listed[most:] = [f"... and {len(listed) - most} more runs left out: see runs.parquet."]
+    return listed
+
+
 def _reading(found: Sequence[Panel], pools: Sequence[Pool], runs: bool) -> list[str]:
     """What the numbers in a cell are."""
     lines = ["Average ± standard deviation over runs (number of runs) [95 % interval]."]

@@ -1,7 +1,7 @@
 """Tables of a suite, one command: ``python -m evidence.tables --collected results/S/collected --out results/S/tables``.
 
-Writes ``scores`` (the Hybrid paper's Table I layout), ``cost`` and, where the suite searched for one, ``learning_rates``,
-each as Markdown, CSV and LaTeX.
+Writes ``scores`` (the Hybrid paper's Table I layout), ``overview``, ``differences``, ``cost`` and, where the suite searched for
+one, ``learning_rates``, each as Markdown, CSV and LaTeX.
 ``python -m evidence.tables --plan results/S/plan.json --corpus C --out results/S/tables`` writes ``C.md`` in a second,
 straight from the records, as soon as one corpus is done.
 """
@@ -18,6 +18,7 @@ from evidence.cost_table import cost_table
 from evidence.difference_table import difference_table
 from evidence.layout import Table, csv_text, latex, markdown
 from evidence.learning_rates import rates_table
+from evidence.overview import overview_table
 from evidence.score_table import score_table
 
 
@@ -35,6 +36,7 @@ def titles(collected: Collected) -> dict[str, str]:
     suite = collected.suite["suite"]
     return {
         "scores": f"Suite {suite}: scores by benchmark, method and model",
+        "overview": f"Suite {suite}: methods over all benchmarks",
         "differences": f"Suite {suite}: differences of methods",
         "cost": f"Suite {suite}: what training costs",
         "learning_rates": f"Suite {suite}: validation loss by learning rate",
@@ -59,6 +61,7 @@ def main(argv: list[str] | None = None) -> int:
         else:
             made = {
                 "scores": score_table,
+                "overview": overview_table,
                 "differences": difference_table,
                 "cost": cost_table,
                 "learning_rates": rates_table,

@@ -72,13 +72,14 @@ def texts(figure):
 def shown(axis):
     """Tick labels within the axis's limits: matplotlib keeps others, and does not draw them."""
     low, high = sorted(axis.get_view_interval())
-    return [tick.label1 for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high and tick.label1.get_text()]
+    labels = [tick.label1 for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
+    return [label for label in labels if label.get_text() and label.get_visible()]
 
 
 def test_command_writes_every_figure_in_three_formats(small, tmp_path):
     assert figures.main(["--collected", str(small), "--out", str(tmp_path)]) == 0
     names = {path.stem for path in tmp_path.iterdir()}
-    assert names == {"fig1_time_memory", "fig2_curves", "scores"}
+    assert names == {"fig1_time_memory", "fig2_curves", "scores", "pareto", "time_to_target", "profile"}
     for name in names:
         heads = [(tmp_path / f"{name}.{suffix}").read_bytes()[:5] for suffix in ("svg", "pdf", "png")]
         assert heads == [b"<?xml", b"%PDF-", b"\x89PNG\r"]

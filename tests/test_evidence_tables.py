@@ -310,7 +310,9 @@ def test_labels_of_variants(variant, label):
 
 def test_command_writes_three_forms_of_all_tables(root, tmp_path):
     assert tables.main(["--collected", str(root / "collected"), "--out", str(tmp_path)]) == 0
-    names = {f"{name}.{suffix}" for name in ("scores", "differences", "cost") for suffix in ("md", "csv", "tex")}
+    names = {
+        f"{name}.{suffix}" for name in ("scores", "overview", "differences", "cost") for suffix in ("md", "csv", "tex")
+    }
     assert {path.name for path in tmp_path.iterdir()} == names
     assert all(path.stat().st_size > 500 for path in tmp_path.iterdir())
 

@@ -1,0 +1,102 @@
+"""Time to a stated validation loss: each run's own (``time_to_target``), and over all workloads a performance profile."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from evidence.style import PAGE_WIDTH, Style, footer, heading, legend_columns, pages
+from evidence.time_to_target import MOST, Workload, profile, score
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TARGETS = (
+    "A mark is a run. Target: the validation loss that every run of LoRA has at its end. Seconds: preparation, steps, refreshes, "
+    "as measured with the machine to itself, up to the first validation at or below the target. Right of the line: runs that "
+    "never reach it, failed, or are not comparable."
+)
+PROFILE = (
+    "Share of {} workloads (model, corpus, seed: {}) that a method trains to the target within a factor of the fastest method's "
+    "time there; a miss counts as infinite. In brackets: the area under the line over factors 1 to {:g}, of 1 (AlgoPerf)."
+)
+
+
+def target_pages(works: Sequence[Workload], styles: dict[str, Style]) -> list[Figure]:
+    """Seconds of every run, a panel per (model, corpus)."""
+    return [_page(works[page], styles) for page in pages([_height(work) for work in works])]
+
+
+def profile_pages(works: Sequence[Workload], styles: dict[str, Style]) -> list[Figure]:
+    """One page; none where fewer than two methods share all workloads."""
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    factors = np.geomspace(1, MOST, 400)
+    shares = profile(list(works), list(styles), factors)
+    if len(shares) < 2:
+        return []
+    even = np.linspace(1, MOST, 3000)
+    scores = {v: score(even, row) for v, row in profile(list(works), list(styles), even).items()}
+    figure, axis = plt.subplots(figsize=(PAGE_WIDTH, 4.4), layout="constrained")
+    for place, variant in enumerate(sorted(shares, key=lambda v: -scores[v])):
+        style, first = styles[variant], int(80 * place / len(shares))  # lines on one another show all their markers
+        look = {"color": style.colour, "linestyle": style.line, "marker": style.marker, "markersize": 4.5}
+        label = f"{style.label} ({scores[variant]:.2f})"
+        axis.step(factors, shares[variant], where="post", markevery=(first, 80), label=label, **look)
+    axis.set_xscale("log", base=2)
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.set_xlim(1, MOST)
+    axis.set_ylim(-0.02, 1.04)
+    axis.set_xlabel("factor of the fastest method's time to the target")
+    axis.set_ylabel("share of workloads")
+    labels = [f"{style.label} (0.00)" for style in styles.values()]
+    figure.legend(loc="outside upper center", ncols=legend_columns(labels), handlelength=2.6)
+    seeds = {seed for work in works for row in work.seconds.values() for seed in row}
+    count = sum(len({s for row in work.seconds.values() for s in row}) for work in works)
+    footer(figure, PROFILE.format(count, f"{len(works)} x {len(seeds)}", MOST))
+    return [figure]
+
+
+def _height(work: Workload) -> float:
+    return 0.75 + 0.19 * len(work.seconds)
+
+
+def _page(works: Sequence[Workload], styles: dict[str, Style]) -> Figure:
+    import matplotlib.pyplot as plt
+
+    heights = [_height(work) for work in works]
+    figure, axes = plt.subplots(
+        len(works),
+        1,
+        figsize=(PAGE_WIDTH, sum(heights) + 0.5),
+        squeeze=False,
+        height_ratios=heights,
+        layout="constrained",
+    )
+    for axis, work in zip(axes[:, 0], works, strict=True):
+        variants = [v for v in styles if v in work.seconds]
+        longest = max(s for row in work.seconds.values() for s in row.values() if s < math.inf)
+        for place, variant in enumerate(variants):
+            style, times = styles[variant], sorted(work.seconds[variant].values())
+            reached = [t for t in times if t < math.inf]
+            axis.plot(
+                reached, [place] * len(reached), color=style.colour, marker=style.marker, linestyle="", alpha=0.85
+            )
+            if missed := len(times) - len(reached):
+                axis.annotate(
+                    f"{missed} of {len(times)} not reached", (1.06 * longest, place), (4, 0), textcoords="offset points",
+                    va="center", fontsize=7, style="italic", color="#A00000",
+                )  # fmt: skip
+        axis.axvline(1.06 * longest, color="#888888", linewidth=0.8)
+        axis.set_xlim(0, 1.3 * longest)
+        axis.set_yticks(range(len(variants)), [styles[v].label for v in variants])
+        axis.set_ylim(len(variants) - 0.4, -0.6)
+        axis.grid(axis="y", visible=False)
+        axis.set_xlabel(
+            f"seconds to a validation loss of {work.target:.3f} nats ({work.validations} validations a run)"
+        )
+        heading([axis], work.label)
+    footer(figure, TARGETS)
+    return figure
