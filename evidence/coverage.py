@@ -3,6 +3,7 @@
 Two methods with the same true score, on the same items under the same seeds: how often the 95 % interval of their difference
 holds zero, for graded (binary) and continuous items and a corpus-level ratio of sums, with seeds that deviate by 0, 1 and 3
 points of 100; how often the two are called different; and how often a planted difference of twice the detectable one is.
+What real runs say stands below on the same page, and stays there (``evidence.false_calls``).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 SEEDS, ITEMS, DEVIATIONS = (2, 3, 5), (64, 256, 1319), (0.0, 1.0, 3.0)
 LOW, HIGH = 0.93, 0.98
+REAL_RUNS = "## On real runs"  # the section that evidence.false_calls writes
 HEAD = ("outcome", "seeds", "items", "seed sd", "covers", "items alone", "median width", "found at 2x detectable")
 
 
@@ -76,9 +78,9 @@ def simulate(
     """One row of the table."""
     import numpy as np
 
-    value, half, error, alone = _tested(OUTCOMES[outcome](rng, (experiments, seeds, items), deviation, 0.0))
+    value, half, error, alone = tested(OUTCOMES[outcome](rng, (experiments, seeds, items), deviation, 0.0))
     wanted = 2 * np.median(half + error * NormalDist().inv_cdf(0.8))  # twice paired.detectable
-    planted, wide, _, _ = _tested(OUTCOMES[outcome](rng, (experiments, seeds, items), deviation, wanted))
+    planted, wide, _, _ = tested(OUTCOMES[outcome](rng, (experiments, seeds, items), deviation, wanted))
     return {
         "outcome": outcome,
         "seeds": seeds,
@@ -91,7 +93,7 @@ def simulate(
     }
 
 
-def _tested(d: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def tested(d: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """(mean, half the interval, error, half of the interval over items alone) of each experiment, as paired_difference."""
     import numpy as np
 
@@ -153,7 +155,9 @@ def main(argv: list[str] | None = None) -> int:
     text = page(found, arguments.experiments)
     print(text)
     if arguments.out:
-        arguments.out.write_text(text, encoding="utf-8")
+        old = arguments.out.read_text(encoding="utf-8") if arguments.out.is_file() else ""
+        kept = "\n" + old[old.index(REAL_RUNS) :] if REAL_RUNS in old else ""
+        arguments.out.write_text(text + kept, encoding="utf-8")
     return 0
 
 

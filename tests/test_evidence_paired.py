@@ -121,7 +121,7 @@ def test_intervals_cover_and_those_of_items_alone_do_not(outcome, seeds, deviati
 
 def test_the_simulation_tests_as_the_function_does():
     d = coverage.binary(RNG(12), (5, 3, 40), 2.0, 1.0)
-    value, half, error, _ = coverage._tested(d)
+    value, half, error, _ = coverage.tested(d)
     for n in range(5):
         found = paired.paired_difference(d[n], np.zeros_like(d[n]))
         assert (value[n], error[n], half[n]) == pytest.approx((found.value, found.error, found.critical * found.error))
