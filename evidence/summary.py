@@ -43,7 +43,8 @@ def stale_rows(collected: Collected) -> int:
 
 def files(results: Path) -> list[str]:
     """Where the tables, figures and notebooks of a suite are, those that exist; figures by their PNG."""
-    found = []
+    index = results / "report" / "index.html"
+    found = ["report:", f"  {index}"] if index.is_file() else []
     for title, pattern in (("tables", "tables/**/*.md"), ("figures", "figures/*.png"), ("notebooks", "notebooks/*")):
         paths = sorted(path for path in results.glob(pattern) if path.is_file() and not path.name.startswith("."))
         if paths:

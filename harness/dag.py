@@ -127,4 +127,6 @@ def corpora(loaded: Suite) -> list[str]:
 
 def evidence_key(module: str) -> str:
     """Hash of a module of evidence/ and what it imports: changing a plot draws that plot again."""
-    return code_hash([ROOT / "evidence" / f"{module}.py"])
+    code = code_hash([ROOT / "evidence" / f"{module}.py"])
+    parts = sorted((ROOT / "evidence" / "page").iterdir()) if module == "report" else []  # its templates and style
+    return cells.hash_of([code, *(path.read_text(encoding="utf-8") for path in parts)]) if parts else code

@@ -23,6 +23,7 @@ MODULES = {
     "Jinja2": "jinja2",
     "scikit-learn": "sklearn",
     "pillow": "PIL",
+    "markdown-it-py": "markdown_it",
 }  # where a package's module has another name
 
 

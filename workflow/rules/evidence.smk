@@ -75,6 +75,25 @@ rule notebook:
         " || (cat {log} >&2; false)"
 
 
+rule report:
+    # One static folder that opens from disk; links from it go to the tables, figures and records beside it.
+    input:
+        PARQUET,
+        f"{R}/tables/paper",
+        f"{R}/figures",
+        [f"papers/{dag.paper(S)}/claims.yaml"] if dag.paper(S) else [],
+    output:
+        directory(f"{R}/report"),
+    params:
+        code=dag.evidence_key("report"),
+        paper=f"--paper {dag.paper(S)}" if dag.paper(S) else "",
+    log:
+        f"{R}/logs/report.log",
+    shell:
+        "python -m evidence.report --collected " + C + " --out {output} {params.paper} > {log} 2>&1"
+        " || (cat {log} >&2; false)"
+
+
 rule summary:
     # The last word: what came out, and where everything is.
     input:
@@ -82,6 +101,7 @@ rule summary:
         expand(f"{R}/tables/corpora/{{corpus}}.md", corpus=dag.corpora(S)),
         f"{R}/tables/paper",
         f"{R}/figures",
+        f"{R}/report",
         f"{R}/notebooks/learning_curves.ipynb",
     output:
         f"{R}/summary.md",
