@@ -12,10 +12,11 @@ if workflow.is_main_process:
     print(dag.stages(S), file=sys.stderr)
 
 wildcard_constraints:
-    seed=r"\d+", model="[^/]+", corpus="[^/]+", variant="[^/]+", eval="[^/]+"
+    seed=r"\d+", trial=r"\d+", model="[^/]+", corpus="[^/]+", variant="[^/]+", eval="[^/]+"
 
 include: "workflow/rules/prepare.smk"
 include: "workflow/rules/train.smk"
+include: "workflow/rules/tune.smk"
 include: "workflow/rules/cost.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/evidence.smk"

@@ -7,7 +7,7 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import yaml
 
@@ -16,6 +16,7 @@ from harness.plugins import ROOT, find_plugin
 
 if TYPE_CHECKING:
     from harness.suite import Suite
+    from harness.trials import Tuning
 
 PREDICTING = ("precision", "eval_batch_size", "threads", "max_length", "streams")
 """Fields of the protocol that predictions depend on, besides the training."""
@@ -39,6 +40,8 @@ class Training:
     variant: str
     seed: int
     evals: tuple[str, ...]
+    kind: ClassVar[str] = "runs"  # the folder of results/{suite} that its records are in
+    stage: ClassVar[str] = "train"
 
     @property
     def name(self) -> str:
@@ -46,7 +49,7 @@ class Training:
 
     @property
     def folder(self) -> Path:
-        return self.suite.results / "runs" / self.name
+        return self.suite.results / self.kind / self.name
 
     @property
     def identity(self) -> dict:
@@ -68,6 +71,11 @@ class Training:
     def trains(self) -> bool:
         return self.variant in self.suite.variants
 
+    @property
+    def tuning(self) -> Tuning | None:
+        """The search whose choice this training takes its hyper-parameters from, where the suite tunes it."""
+        return self.suite.tunings.get((self.model, self.corpus, self.variant))
+
     @functools.cached_property
     def protocol(self) -> dict:
         """The protocol's fields as this cell has them."""
@@ -75,20 +83,24 @@ class Training:
 
     @functools.cached_property
     def hyperparameters(self) -> dict:
-        """Every field of the method with the value this cell gives it."""
+        """Every field of the method with the value that the suite gives it (of a tuned one: before the search)."""
         plugin = find_plugin("methods", self.method)
         return {**plugin.fields, **self.suite.resolve(self, "variant")}
 
     def hyperparameters_given(self) -> dict:
-        """The hyper-parameters that the suite sets, the method's defaults left to itself."""
-        return self.suite.resolve(self, "variant")
+        """The hyper-parameters that the suite sets or its search has chosen, the method's defaults left to itself."""
+        chosen = self.tuning.chosen() if self.tuning else {}
+        return {**self.suite.resolve(self, "variant"), **chosen}
 
     def corpus_fields(self) -> dict:
         return self.suite.settings("corpora", self.corpus)
 
     @functools.cached_property
     def specification(self) -> dict:
-        """All that determines the trained weights. Two trainings with equal specifications are the same training."""
+        """All that determines the trained weights. Two trainings with equal specifications are the same training.
+
+        Of a tuned cell the search stands in it, not what the search has chosen: that follows.
+        """
         corpus = find_plugin("corpora", self.corpus)
         base = {
             "model": {"name": self.model, "source": sources("models", self.model)},
@@ -110,7 +122,19 @@ class Training:
             "protocol": fields,
             "seed": self.seed,
             "code": code_hash(files),
+            **({"tuning": self.tuning.specification} if self.tuning else {}),
         }
+
+    def trained_with(self) -> dict:
+        """The specification with the values that the search has chosen, as records have it."""
+        if not self.tuning:
+            return self.specification
+        return {**self.specification, "hyperparameters": {**self.hyperparameters, **self.hyperparameters_given()}}
+
+    @property
+    def mark(self) -> str:
+        """What its folder and its checkpoints are marked with: the key, and what a search has chosen."""
+        return hash_of([self.key, self.tuning.chosen()]) if self.tuning else self.key
 
     @functools.cached_property
     def computed_key(self) -> str:

@@ -47,6 +47,7 @@ BOOKKEEPING = frozenset(
         "rows",
         "sources",
         "suite",
+        "trials",
     }
     | {"supervise", "warm"}
 )

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 
-from harness import cells
+from harness import cells, trials
 from harness.closure import code_hash
 from harness.failures import UserError
 from harness.plugins import ROOT, find_plugin
@@ -30,6 +30,8 @@ def suite(config: dict, cores: int | None) -> Suite:
         os.environ["TUNING_FORK_CORES"] = str(cores)  # for the time that is left
     try:
         loaded = load_suite(str(config.get("suite", "quick")))
+        for tuning in loaded.tunings.values():
+            tuning.key  # noqa: B018 (of its trials, too)
         for training in loaded.trainings:  # every key now: a defect in any plug-in shows before anything runs
             for evaluation in training.evals:
                 training.score_key(evaluation)
@@ -44,13 +46,17 @@ def stages(loaded: Suite) -> str:
     """One line: how many cells each stage has, done or not."""
     evaluated = [(t, e) for t in loaded.trainings for e in t.evals]
     trained = sum(t.trains for t in loaded.trainings)
+    searched = list(loaded.tunings.values())
     counts = {
+        **({"trial": sum(len(tuning.trials) for tuning in searched), "tune": len(searched)} if searched else {}),
         "train": trained,
         "cost": len(loaded.costs),
         "predict": sum(t.variant != "majority" for t, _ in evaluated),
     }
     listed = ", ".join(f"{stage} {count:,}" for stage, count in {**counts, "score": len(evaluated)}.items())
-    return f"Suite {loaded.name}, cells by stage: {listed}."
+    without = trials.untuned(loaded)
+    note = f" Not tuned, as no field of theirs is searched: {', '.join(without)}." if without else ""
+    return f"Suite {loaded.name}, cells by stage: {listed}.{note}"
 
 
 def paper(loaded: Suite) -> str | None:
@@ -75,7 +81,8 @@ def is_fetched(name: str) -> bool:
 
 def identity(training: Training, key: str, evaluation: str | None = None) -> str:
     """What a record written by the supervisor says of its cell; ``key`` is the stage's own."""
-    return json.dumps({**training.identity, "key": key, **({"eval": evaluation} if evaluation else {})})
+    stage = {"stage": training.stage} if training.stage != "train" else {}  # a trial is run by stage train
+    return json.dumps({**training.identity, **stage, "key": key, **({"eval": evaluation} if evaluation else {})})
 
 
 def limits(loaded: Suite) -> str:
@@ -115,6 +122,30 @@ def scores(loaded: Suite, corpus: str | None = None) -> list[str]:
     chosen = [t for t in loaded.trainings if corpus in (None, t.corpus)]
     found = [[cells.score_record(t, e) for e in t.evals] or [cells.train_record(t)] for t in chosen]
     return [str(path) for paths in found for path in paths]
+
+
+def tuned(loaded: Suite, model: str, corpus: str, variant: str) -> list[str]:
+    """The record of the search that a cell's trainings wait for, if the suite tunes it."""
+    tuning = loaded.tunings.get((model, corpus, variant))
+    return [str(tuning.record)] if tuning else []
+
+
+def tuned_records(loaded: Suite, corpus: str | None = None) -> list[str]:
+    return [str(tuning.record) for tuning in loaded.tunings.values() if corpus in (None, tuning.corpus)]
+
+
+def tuned_identity(loaded: Suite, w: object) -> str:
+    tuning = loaded.tunings[w.model, w.corpus, w.variant]
+    return json.dumps({**tuning.identity, "key": tuning.key})
+
+
+def trial_records(loaded: Suite, w: object) -> list[str]:
+    return [str(cells.train_record(trial)) for trial in loaded.tunings[w.model, w.corpus, w.variant].trials]
+
+
+def needs(paths: list[str]) -> str:
+    """The supervisor's options for records that must be ok."""
+    return " ".join(f"--needs {path}" for path in paths)
 
 
 def costs(loaded: Suite) -> list[str]:

@@ -17,10 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harness.contract import choice, log_uniform
 from harness.failures import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 BASES = {"methods": "Method", "corpora": "Corpus", "evals": "Eval"}
+SPACES = {"log_uniform": log_uniform, "choice": choice}
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Plugin:
     fields: dict[str, Any] = field(hash=False)
     attributes: dict[str, Any] = field(hash=False)
     methods: frozenset[str] = frozenset()
+    searches: dict[str, dict] = field(default_factory=dict, hash=False)
+    """Fields with a tuning space, and the space as ``harness.contract`` makes it."""
 
     def names(self, attribute: str) -> tuple[str, ...]:
         """A tuple of names such as ``assets`` or ``evals``, with the task filled in."""
@@ -64,10 +68,10 @@ def find_plugin(kind: str, name: str) -> Plugin:
         task = "-".join(parts[cut:])
         if not path.is_file() or path.name.startswith("_"):
             continue
-        class_name, fields, attributes, methods = _describe(kind, path)
+        class_name, fields, attributes, methods, searches = _describe(kind, path)
         tasks = attributes.get("tasks") or ()
         if (task in tasks) if task or tasks else True:
-            return Plugin(kind, name, path, task, class_name, fields, attributes, methods)
+            return Plugin(kind, name, path, task, class_name, fields, attributes, methods, searches)
         raise UserError(
             f"{kind}/{path.name} has the tasks {', '.join(tasks) or '(none)'}: "
             + (f"'{task}' is not one of them" if task else f"name one, as in {parts[0]}-{tasks[0]}")
@@ -107,8 +111,8 @@ def load_plugin(kind: str, name: str, **fields: Any) -> Any:
 # --------------------------------------------------------------------------- reading source
 
 
-def _describe(kind: str, path: Path) -> tuple[str, dict, dict, frozenset]:
-    """(class name, fields, class attributes, method names) of the one public class of a plug-in file."""
+def _describe(kind: str, path: Path) -> tuple[str, dict, dict, frozenset, dict]:
+    """(class name, fields, class attributes, method names, search spaces) of the one public class of a plug-in file."""
     tree = _parse(path)
     public = [node for node in tree.body if isinstance(node, ast.ClassDef) and not node.name.startswith("_")]
     where = f"{kind}/{path.name}"
@@ -120,9 +124,10 @@ def _describe(kind: str, path: Path) -> tuple[str, dict, dict, frozenset]:
     fields: dict[str, Any] = {}
     attributes: dict[str, Any] = {}
     methods: set[str] = set()
-    if not _collect(path, public[0].name, fields, attributes, methods, set()):
+    searches: dict[str, dict] = {}
+    if not _collect(path, public[0].name, (fields, attributes, methods, searches), set()):
         raise UserError(f"{where}: class {public[0].name} must derive from harness.contract.{BASES[kind]}.")
-    return public[0].name, fields, attributes, frozenset(methods)
+    return public[0].name, fields, attributes, frozenset(methods), searches
 
 
 @functools.cache
@@ -153,12 +158,13 @@ def local_imports(path: Path, tree: ast.AST) -> list[tuple[Path, str, str]]:
     return found
 
 
-def _collect(path: Path, class_name: str, fields: dict, attributes: dict, methods: set, seen: set) -> bool:
-    """Add the class's fields, attributes and methods, its bases' first, the last base first, none twice.
+def _collect(path: Path, class_name: str, found: tuple[dict, dict, set, dict], seen: set) -> bool:
+    """Add the class's fields, attributes, methods and search spaces, its bases' first, the last base first, none twice.
 
     True when the class derives from the contract.
     """
     seen.add((path, class_name))
+    fields, attributes, methods, searches = found
     tree = _parse(path)
     node = next((n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == class_name), None)
     if node is None:
@@ -170,7 +176,7 @@ def _collect(path: Path, class_name: str, fields: dict, attributes: dict, method
         if isinstance(base, ast.Name):
             file, name = imported.get(base.id, (path, base.id))
             if (file, name) not in seen:
-                derives |= _collect(file, name, fields, attributes, methods, seen)
+                derives |= _collect(file, name, found, seen)
     for item in node.body:
         if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
             if "ClassVar" in ast.unparse(item.annotation):
@@ -178,6 +184,9 @@ def _collect(path: Path, class_name: str, fields: dict, attributes: dict, method
             else:
                 fields[item.target.id] = _default(item.value, path)
                 attributes[item.target.id] = fields[item.target.id]
+                searches.pop(item.target.id, None)
+                if space := _space(item.value, path, imported):
+                    searches[item.target.id] = space
         elif isinstance(item, ast.Assign):
             for target in item.targets:
                 if isinstance(target, ast.Name):
@@ -219,6 +228,23 @@ class _Constants(ast.NodeTransformer):
             if here == node.id and name:
                 return _Constants(file).visit(ast.Name(name, ast.Load()))
         return node
+
+
+def _space(node: ast.expr | None, path: Path, imported: dict) -> dict | None:
+    """The tuning space of ``field(default=..., metadata={"search": log_uniform(1e-5, 1e-2)})``, where there is one."""
+    words = node.keywords if isinstance(node, ast.Call) else []
+    metadata = next((word.value for word in words if word.arg == "metadata"), None)
+    if not isinstance(metadata, ast.Dict):
+        return None
+    entries = zip(metadata.keys, metadata.values, strict=True)
+    call = next((v for k, v in entries if isinstance(k, ast.Constant) and k.value == "search"), None)
+    if call is None:
+        return None
+    name = ast.unparse(call.func) if isinstance(call, ast.Call) else ""
+    name = imported.get(name, (path, name))[1]
+    if name not in SPACES:
+        raise UserError(f"{path.parent.name}/{path.name}:{call.lineno}: a search space is one of {', '.join(SPACES)}")
+    return SPACES[name](*(_literal(argument, path) for argument in call.args))
 
 
 def _default(node: ast.expr | None, path: Path) -> Any:

@@ -76,6 +76,13 @@ def outcome(content: dict) -> str:
     with contextlib.suppress(KeyError, TypeError, ValueError):
         if stage == "train" and content["loss"]["last"] is not None:
             return f"loss {float(content['loss']['last']):.4g}"
+        if stage == "trial":
+            return f"validation {float(content['loss']['validation'][-1][1]):.4g}"
+        if stage == "tune":
+            chosen = content["chosen"]
+            return " ".join(
+                [f"trial {chosen['trial']}", *(f"{name} {value}" for name, value in chosen["values"].items())]
+            )
         if stage == "predict":
             return f"{content['n_items']} items"
         if stage == "score":
@@ -97,8 +104,8 @@ def duration(seconds: float) -> str:
 
 
 def _name(results: Path, record: Path) -> str:
-    """A record's cell: its folder below runs/ or cost/."""
-    for kind in ("runs", "cost"):
+    """A record's cell: its folder below runs/, tune/ or cost/."""
+    for kind in ("runs", "tune", "cost"):
         if record.is_relative_to(results / kind):
             return record.parent.relative_to(results / kind).as_posix()
     return record.parent.name
@@ -107,7 +114,7 @@ def _name(results: Path, record: Path) -> str:
 def _kinds(results: Path, stage: str, record: str) -> list[tuple]:
     """Kinds that a job belongs to, the narrowest first."""
     parts = Path(record).relative_to(results).parts if Path(record).is_relative_to(results) else ()
-    if len(parts) < 5 or parts[0] not in ("runs", "cost"):
+    if len(parts) < 5 or parts[0] not in ("runs", "tune", "cost"):
         return [(stage,)]
     _, model, corpus, variant, *rest = parts
     baseline = variant if variant in ("untuned", "majority") else ""

@@ -12,13 +12,13 @@ from pathlib import Path
 from harness import record as records
 
 RETRIED = tuple(status for status in records.STATUSES if status != "ok")
-NAMES = ("train.json", "predict.json", "score.json", "cost.json")
+NAMES = ("train.json", "predict.json", "score.json", "cost.json", "tuned.json")
 
 
 def forget(results: Path, statuses: tuple[str, ...]) -> list[Path]:
     """Delete the records of ``results`` that have one of the statuses, and the skipped ones below; their paths."""
     gone: list[Path] = []
-    for kind in ("runs", "cost"):
+    for kind in ("runs", "tune", "cost"):
         for path in sorted((results / kind).rglob("*.json")):
             if path.name in NAMES and _status(path) in statuses:
                 gone.append(path)

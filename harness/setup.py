@@ -124,8 +124,8 @@ def build(training: Training, phases: Phases, at_least: int = 0) -> Setup:
         head_seed = streams.seed("init", "head")
         model, tokenizer = models.load_model(training.model, labels(corpus, architecture), dtype, head_seed)
         model.to(device)
-        train, overlap = training_examples(corpus, protocol["remove_overlap"])
-        validation = corpus.examples("validation", asset_folder)[: protocol["validation_examples"]]
+        train, validation, overlap = split_examples(corpus, protocol["remove_overlap"])
+        validation = validation[: protocol["validation_examples"]]
         rows = {
             split: data.encode(examples, corpus, tokenizer, models.kind(model), protocol["max_length"])
             for split, examples in (("train", train), ("validation", validation))
@@ -146,22 +146,28 @@ def build(training: Training, phases: Phases, at_least: int = 0) -> Setup:
     return Setup(training, trainer, rows, order, models.padding_id(tokenizer), overlap)
 
 
-def training_examples(corpus: Corpus, remove: bool) -> tuple[list[Example], dict[str, int]]:
-    """The corpus's training rows, without those that its test rows give away, and how many these are.
+def split_examples(corpus: Corpus, remove: bool) -> tuple[list[Example], list[Example], dict[str, int]]:
+    """The corpus's training and validation rows, without those that its test rows give away, and how many these are.
 
+    A search chooses by the validation rows, so what the tests have in common with them would be a look at the tests.
     Counts are empty where the corpus has no test rows at hand; ``remove`` False keeps all and counts.
     """
-    train, tests = list(corpus.examples("train", asset_folder)), corpus.tests(asset_folder)
+    train, validation = (list(corpus.examples(split, asset_folder)) for split in ("train", "validation"))
+    tests = corpus.tests(asset_folder)
     if not tests:
-        return train, {}
-    found = overlaps(train, tests)
-    kept = [example for example, how in zip(train, found, strict=True) if not how] if remove else train
+        return train, validation, {}
+    found = overlaps([*train, *validation], tests)
+    kept, held = (
+        [example for example, how in zip(rows, hows, strict=True) if not (how and remove)]
+        for rows, hows in ((train, found[: len(train)]), (validation, found[len(train) :]))
+    )
     if not kept:
         raise UserError(
             f"corpus {type(corpus).__name__} {corpus.task}: all {len(train)} training rows overlap with its test rows "
             "(harness/overlap.py). Is its training file the test file? protocol.remove_overlap: false would keep them."
         )
-    return kept, {**counted(found, len(tests)), "removed": len(train) - len(kept)}
+    removed = {"removed": len(train) - len(kept), "validation_removed": len(validation) - len(held)}
+    return kept, held, {**counted(found[: len(train)], len(tests)), **removed}
 
 
 def _steps(protocol: dict, rows: int) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import functools
 import itertools
 import json
 import os
@@ -17,7 +18,7 @@ from typing import Any
 import jsonschema
 import yaml
 
-from harness import record
+from harness import record, trials
 from harness.cells import Training, catalogue, cost_record, predict_record, score_record, train_record
 from harness.failures import UserError
 from harness.plugins import ROOT, Plugin, check_fields, find_plugin, load_plugin
@@ -71,7 +72,9 @@ class Suite:
         self.limits = {**LIMITS, **raw.get("limits", {})}
         self.results = Path("results") / name
         self._check()
+        self.tunings: dict[tuple[str, str, str], trials.Tuning] = {}
         self.trainings = self._expand()
+        self.tunings.update(trials.tunings(self, self.trainings))
         self._by_name = {t.name: t for t in self.trainings}
 
     # ---------------------------------------------------------------- cells
@@ -98,6 +101,17 @@ class Suite:
             raise UserError(f"suite {self.name} has no cell {name}." + (f" Near: {', '.join(near)}." if near else ""))
         return self._by_name[name]
 
+    @functools.cached_property
+    def tuning_points(self) -> list[list[float]]:
+        return trials.points_of(self)
+
+    def trial(self, model: str, corpus: str, variant: str, seed: int | str, number: int | str) -> trials.Trial:
+        tuning = self.tunings.get((model, corpus, variant))
+        for trial in tuning.trials if tuning else []:
+            if (trial.number, trial.seed) == (int(number), int(seed)):
+                return trial
+        raise UserError(f"suite {self.name} has no trial {model}/{corpus}/{variant}/trial{number}/seed{seed}")
+
     @property
     def costs(self) -> list[Training]:
         """One training per (model, corpus, variant) to be measured alone: its lowest seed."""
@@ -117,8 +131,8 @@ class Suite:
         """The suite's own values for a corpus's or an eval's fields."""
         return dict(self.raw.get(kind, {}).get(name, {}))
 
-    def resolve(self, training: Training, part: str) -> dict:
-        """The protocol or the variant's hyper-parameters for a cell, overrides applied in order."""
+    def resolve(self, training: Training, part: str, last: dict | None = None) -> dict:
+        """The protocol or the variant's hyper-parameters for a cell, overrides applied in order, then ``last``."""
         if part == "protocol":
             values = {**PROTOCOL, **self.raw.get("protocol", {})}
         else:
@@ -130,6 +144,7 @@ class Suite:
                     where, _, name = key.partition(".")
                     if where == part:
                         values[name] = value
+        values |= last or {}
         if part == "protocol":
             share = values.pop("step_times").get(training.variant, 1)
             values["steps"] = max(1, round(values["steps"] / share)) if values["steps"] else 0
@@ -161,6 +176,7 @@ class Suite:
         self._check_grid()
         self._check_step_times()
         self._check_overrides()
+        trials.check(self)
 
     def _check_grid(self) -> None:
         for number, block in enumerate(self.raw["grid"]):
@@ -229,6 +245,7 @@ class Suite:
             "corpora": list(dict.fromkeys(t.corpus for t in self.trainings)),
             "cells": [self._cell(t) for t in self.trainings],
             "costs": [{**t.identity, "record": str(cost_record(t)), "key": t.computed_key} for t in self.costs],
+            "tuning": trials.planned(self),
             "jobs": list(self._jobs()),
         }
 
@@ -253,6 +270,10 @@ class Suite:
         }
 
     def _jobs(self):
+        for tuning in self.tunings.values():
+            for t in tuning.trials:
+                yield {"stage": "trial", "record": str(train_record(t)), "cores": t.protocol["threads"]}
+            yield {"stage": "tune", "record": str(tuning.record), "cores": 1}
         for t in self.trainings:
             if t.variant != "majority":
                 yield {"stage": "train", "record": str(train_record(t)), "cores": t.protocol["threads"]}
@@ -300,6 +321,8 @@ def _known(name: str, names: Any, where: str, remedy: str) -> None:
 
 def _explain(error: jsonschema.ValidationError) -> str:
     """A schema error in words."""
+    if list(error.path) == ["tuning", "trials"]:
+        return f"{error.message}. It is one number: every variant gets as many trials."
     if error.validator == "additionalProperties":
         allowed = list(error.schema.get("properties", {}))
         extra = [key for key in error.instance if key not in allowed]

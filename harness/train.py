@@ -25,12 +25,12 @@ class Interrupted(Exception):
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = parse(argv, "Train one cell of a suite.")
+    arguments = parse(argv, "Train one cell of a suite, or one trial of its tuning.", "trial")
     training = cell(arguments)
     claim(training, replace=arguments.replace)
     if not training.trains:
         record.write(
-            train_record(training), {**start_record(training, "train"), "status": "ok", "steps": 0, "phases": {}}
+            train_record(training), {**start_record(training, training.stage), "status": "ok", "steps": 0, "phases": {}}
         )
         return 0
     try:
@@ -42,36 +42,40 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def parse(argv: list[str] | None, description: str) -> argparse.Namespace:
-    """The arguments that name a cell, the same for every stage."""
+def parse(argv: list[str] | None, description: str, *more: str) -> argparse.Namespace:
+    """The arguments that name a cell, the same for every stage; ``more``: names of optional numbers."""
     parser = argparse.ArgumentParser(description=description)
     for name in ("suite", "model", "corpus", "variant"):
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--seed", type=int, required=True)
+    for name in more:
+        parser.add_argument(f"--{name}", type=int)
     parser.add_argument("--replace", action="store_true", help="discard what another specification left in the folder")
     return parser.parse_args(argv)
 
 
 def cell(arguments: argparse.Namespace) -> Training:
     suite = load_suite(arguments.suite)
-    return suite.training(arguments.model, arguments.corpus, arguments.variant, arguments.seed)
+    named = (arguments.model, arguments.corpus, arguments.variant, arguments.seed)
+    trial = getattr(arguments, "trial", None)
+    return suite.training(*named) if trial is None else suite.trial(*named, trial)
 
 
 def claim(training: Training, replace: bool) -> None:
     """Mark the folder as this specification's. Another's is refused, or emptied with ``replace``."""
     folder = training.folder
     folder.mkdir(parents=True, exist_ok=True)
-    marker = folder / "key"
-    held = marker.read_text(encoding="utf-8").strip() if marker.is_file() else training.key
+    marker, mark = folder / "key", training.mark
+    held = marker.read_text(encoding="utf-8").strip() if marker.is_file() else mark
     leftovers = [path for path in folder.iterdir() if path.name not in ("key", ".lock")]
-    if held != training.key and leftovers and not replace:
+    if held != mark and leftovers and not replace:
         raise UserError(
-            f"{folder} holds a training of another specification (key {held}, now {training.key}). Move it away, name the "
+            f"{folder} holds a training of another specification (key {held}, now {mark}). Move it away, name the "
             "variant anew, or pass --replace to discard it."
         )
-    for leftover in leftovers if held != training.key else []:
+    for leftover in leftovers if held != mark else []:
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-    marker.write_text(training.key + "\n", encoding="utf-8")
+    marker.write_text(mark + "\n", encoding="utf-8")
 
 
 def start_record(training: Training, stage: str) -> dict:
@@ -84,7 +88,7 @@ def start_record(training: Training, stage: str) -> dict:
         **training.identity,
         "reason": "",
         "key": training.key,
-        "specification": training.specification,
+        "specification": training.trained_with(),
         "assets": {name: revision(name) for name in training.suite.assets(training)},
         "provenance": provenance(training.protocol["threads"]),
     }
@@ -101,7 +105,7 @@ def run(training: Training) -> dict:
     setup = build(training, phases)
     trainer, folder = setup.trainer, training.folder
     saved = folder / "checkpoint" / "checkpoint.pt"
-    content = checkpoint.load_checkpoint(saved, trainer, training.key)
+    content = checkpoint.load_checkpoint(saved, trainer, training.mark)
     if content:
         phases.record = content["phases"]
         setup.tokens_probed = content["tokens_probed"]
@@ -115,7 +119,7 @@ def run(training: Training) -> dict:
         with phases("save"):
             curve.flush(force=True)
             extra = {"phases": phases.record, "curve": curve.position(), "tokens_probed": setup.tokens_probed}
-            checkpoint.save_checkpoint(saved, trainer, training.key, extra)
+            checkpoint.save_checkpoint(saved, trainer, training.mark, extra)
 
     status, reason = "ok", ""
     try:
@@ -128,13 +132,13 @@ def run(training: Training) -> dict:
     except Diverged as error:
         status, reason = "diverged", str(error)
     phases.record["train"]["seconds"] -= setup.seconds_aside
-    if status == "ok":
+    if status == "ok" and training.stage == "train":  # nobody asks a trial's model anything
         with phases("save"):
             checkpoint.save_delta(folder / "delta.safetensors", trainer, setup.base)
     curve.close()
     shutil.rmtree(saved.parent, ignore_errors=True)
     return {
-        **start_record(training, "train"),
+        **start_record(training, training.stage),
         "status": status,
         "reason": reason,
         "steps": trainer.state.step,

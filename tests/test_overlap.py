@@ -8,7 +8,7 @@ from rows_made_here import COLUMNS, Assets
 from harness import setup
 from harness.contract import Completion, Conversation, Corpus, Labelled, SequenceToSequence, Text
 from harness.failures import UserError
-from harness.overlap import RUN, counted, overlaps
+from harness.overlap import RUN, overlaps
 from harness.plugins import load_plugin
 
 WORDS = [f"word{number}" for number in range(60)]
@@ -50,11 +50,11 @@ def test_images_are_not_searched():
 
 
 class Leaky(Corpus):
-    def __init__(self, train, tests):
-        self.task, self.train, self.held = "", train, tests
+    def __init__(self, train, tests, validation=()):
+        self.task, self.train, self.validation, self.held = "", train, validation, tests
 
     def examples(self, split, data):
-        return self.train
+        return self.train if split == "train" else self.validation
 
     def tests(self, data):
         return self.held
@@ -62,21 +62,21 @@ class Leaky(Corpus):
 
 def test_they_are_removed_and_counted():
     train = [Text("alone"), Text("given away"), Text(f"{words(0, 14)} too")]
-    corpus = Leaky(train, [Text("Given away!"), Text(words(0, 14)), Text("more")])
-    assert setup.training_examples(corpus, True) == (
-        train[:1],
-        {"test_items": 3, "equal": 1, "run": 1, "removed": 2},
-    )
-    kept, found = setup.training_examples(corpus, False)
-    assert kept == train and found == {**counted(["equal", "run"], 3), "removed": 0}
-    assert setup.training_examples(Leaky(train, []), True) == (train, {})
+    tests = [Text("Given away!"), Text(words(0, 14)), Text("more")]
+    counts = {"test_items": 3, "equal": 1, "run": 1}
+    held = train[1:]  # of validation
+    kept = setup.split_examples(Leaky(train, tests, held), True)
+    assert kept == (train[:1], [], {**counts, "removed": 2, "validation_removed": 2})
+    all_of_them = setup.split_examples(Leaky(train, tests, held), False)
+    assert all_of_them == (train, held, {**counts, "removed": 0, "validation_removed": 0})
+    assert setup.split_examples(Leaky(train, [], held), True) == (train, held, {})
 
 
 def test_a_test_file_in_place_of_the_training_file_is_refused():
     with pytest.raises(
         UserError, match="all 1 training rows overlap with its test rows .* Is its training file the test"
     ):
-        setup.training_examples(Leaky([Text("one")], [Text("one")]), True)
+        setup.split_examples(Leaky([Text("one")], [Text("one")]), True)
 
 
 @pytest.mark.parametrize("name", [*(f"glue-{task}" for task in COLUMNS), "gsm8k", "multi30k-en-de", "multi30k-en-fr"])

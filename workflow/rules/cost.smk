@@ -4,6 +4,7 @@
 rule cost:
     input:
         lambda w: assets(S.assets(dag.cost_cell(S, w))),
+        tuned=lambda w: dag.tuned(S, w.model, w.corpus, w.variant),
     output:
         f"{R}/cost/{{model}}/{{corpus}}/{{variant}}/cost.json",
     params:
@@ -12,6 +13,7 @@ rule cost:
         seed=lambda w: dag.cost_cell(S, w).seed,
         identity=lambda w: dag.identity(dag.cost_cell(S, w), dag.cost_cell(S, w).computed_key),
         limits=dag.limits(S),
+        needs=lambda w, input: dag.needs(input.tuned),
     log:
         f"{R}/logs/cost/{{model}}/{{corpus}}/{{variant}}.log",
     threads: workflow.cores
@@ -20,5 +22,5 @@ rule cost:
         gpu=dag.gpus(),
     retries: 2
     shell:
-        "python -m harness.supervise cost --cold --record {output} --log {log} --threads {threads} {params.limits}"
+        "python -m harness.supervise cost --cold --record {output} --log {log} --threads {threads} {params.limits} {params.needs}"
         " --identity {params.identity:q} -- " + CELL + " --seed {params.seed}"

@@ -11,6 +11,7 @@ CELL = "--suite {params.suite} --model {wildcards.model} --corpus {wildcards.cor
 rule train:
     input:
         lambda w: assets(S.assets(cell(w))) if cell(w).trains else [],
+        tuned=lambda w: dag.tuned(S, w.model, w.corpus, w.variant),
     output:
         f"{R}/runs/{{model}}/{{corpus}}/{{variant}}/seed{{seed}}/train.json",
     params:
@@ -18,6 +19,7 @@ rule train:
         key=lambda w: cell(w).key,
         identity=lambda w: dag.identity(cell(w), cell(w).key),
         limits=dag.limits(S),
+        needs=lambda w, input: dag.needs(input.tuned),
     log:
         f"{R}/logs/train/{{model}}/{{corpus}}/{{variant}}/seed{{seed}}.log",
     threads: lambda w: cell(w).protocol["threads"] if cell(w).trains else 1
@@ -25,7 +27,7 @@ rule train:
         gpu=lambda w: dag.gpus() if cell(w).trains else 0,
     retries: 2
     shell:
-        "python -m harness.supervise train --record {output} --log {log} --threads {threads} {params.limits}"
+        "python -m harness.supervise train --record {output} --log {log} --threads {threads} {params.limits} {params.needs}"
         " --identity {params.identity:q} -- " + CELL + " --seed {wildcards.seed} --replace"
 
 
