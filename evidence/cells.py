@@ -94,7 +94,7 @@ def outcome(root: Path, cell: dict, entry: dict | None) -> Outcome:
         stages = [stage for stage in stages if stage[0] == "score"]
     result = Outcome("ok", stages[-1][0] if stages else "train")
     for stage, path, key in stages:
-        record = _read(path)
+        record = read_record(path)
         result.records[stage] = record
         if key and record.get("key") and record["key"] != key:
             result.stale = result.stale or stage
@@ -117,7 +117,7 @@ def cost_cells(plan: dict) -> list[dict]:
 
 def cost_outcome(root: Path, cell: dict) -> Outcome:
     """The cost record of a (model, corpus, variant)."""
-    record = _read(root / "cost" / cell["model"] / cell["corpus"] / cell["variant"] / "cost.json")
+    record = read_record(root / "cost" / cell["model"] / cell["corpus"] / cell["variant"] / "cost.json")
     key = cell.get("key")
     stale = "cost" if key and record.get("key") and record["key"] != key else ""
     return Outcome(record["status"], "cost", record.get("reason") or "", stale, {"cost": record})
@@ -164,7 +164,7 @@ def dig(record: dict, *names: str) -> Any:
     return record
 
 
-def _read(path: Path) -> dict:
+def read_record(path: Path) -> dict:
     """The record at ``path``, or one that says why there is none."""
     if not path.is_file():
         return {"status": "missing", "reason": f"no {path.name} yet"}

@@ -26,6 +26,10 @@ costs.parquet: one row per model x corpus x variant, measured with the machine t
     flops_per_step, attach_seconds, prepare_seconds, instrument_overhead (share of a step),
     refresh_{seconds,first_seconds,every}, warmup_{seconds (a step),steps,peak_bytes}, whole_{seconds,steps} (a training)
     parameters_{trained,effective,total}, hardware, device
+trials.parquet: one row per trial of the tuning and seed of it (none of a suite that does not tune): trial, seed, status,
+    reason, stale, values (JSON: of the searched fields), searched (JSON: their spaces), chosen,
+    validation_{first,last} (nats/token), validation_examples, steps, tokens, seconds (of all its phases, beside other jobs),
+    parameters_trained
 suite.json: names and orders for tables and figures, protocol, reference stacks, problems met; written last
 """
 
@@ -42,25 +46,31 @@ from pathlib import Path
 from evidence.cells import EvidenceError
 from evidence.curves import write_curves
 from evidence.gather import Gathered
+from evidence.trials import COLUMNS
 
 ITEM_COLUMNS = ("suite", "model", "corpus", "variant", "method", "eval", "stale", "seed", "item", "grade")
 
 
 def write(gathered: Gathered, out: Path) -> dict[str, int]:
-    """Write the four Parquet files and ``suite.json`` into the folder ``out``. Returns the number of rows of each."""
+    """Write the five Parquet files and ``suite.json`` into the folder ``out``. Returns the number of rows of each."""
     import pandas as pd
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     out.mkdir(parents=True, exist_ok=True)
     (out / "suite.json").unlink(missing_ok=True)  # an interrupted collection must not look like a finished one
-    for name, rows in (("runs", gathered.runs), ("costs", gathered.costs)):
-        frame = pd.DataFrame(rows)
+    for name, rows, columns in (
+        ("runs", gathered.runs, None),
+        ("costs", gathered.costs, None),
+        ("trials", gathered.trials, COLUMNS),
+    ):
+        frame = pd.DataFrame(rows, columns=columns)
         _replace(out / f"{name}.parquet", lambda path, f=frame: f.to_parquet(path, index=False, compression="zstd"))
     empty = pa.table({name: pa.array([], pa.string()) for name in ITEM_COLUMNS})
     items = pa.concat_tables(gathered.items or [empty], promote_options="default").unify_dictionaries()
     _replace(out / "items.parquet", lambda path: pq.write_table(items, path, compression="zstd"))
     counts = {"runs": len(gathered.runs), "items": items.num_rows, "costs": len(gathered.costs)}
+    counts["trials"] = len(gathered.trials)
 
     def curves(path: Path) -> None:
         reference = gathered.reference_stack.get("train", "")

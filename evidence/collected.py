@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 
 from evidence.cells import EvidenceError
 from evidence.gather import Gathered
+from evidence.trials import COLUMNS
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 class Collected:
-    """``runs``, ``items``, ``costs``, ``curves`` and ``suite`` (see ``evidence.collect``), each read when asked for."""
+    """``runs``, ``items``, ``costs``, ``trials``, ``curves``, ``suite`` (see ``evidence.collect``), each read when asked for."""
 
     def __init__(self, folder: Path):
         self.folder = Path(folder)
@@ -35,6 +36,13 @@ class Collected:
     @functools.cached_property
     def costs(self) -> pd.DataFrame:
         return self._frame("costs")
+
+    @functools.cached_property
+    def trials(self) -> pd.DataFrame:
+        """Trials of the tuning; none of a suite that does not tune, or that was collected before there was any."""
+        import pandas as pd
+
+        return self._frame("trials") if (self.folder / "trials.parquet").is_file() else pd.DataFrame(columns=COLUMNS)
 
     @functools.cached_property
     def items(self) -> pd.DataFrame:
@@ -65,6 +73,7 @@ class FromRecords(Collected):
         self.suite = gathered.suite()
         self.runs = pd.DataFrame(gathered.runs)
         self.costs = pd.DataFrame(gathered.costs)
+        self.trials = pd.DataFrame(gathered.trials, columns=COLUMNS)
         self._tables = gathered.items
 
     @functools.cached_property

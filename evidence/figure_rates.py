@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from evidence.learning_rates import Search, searches
+from evidence.learning_rates import Search, searches, tuned_searches
 from evidence.names import label_of
 from evidence.style import PAGE_WIDTH, Style, footer, legend_columns, panel_title
 
@@ -18,15 +18,19 @@ if TYPE_CHECKING:
 
 PANEL_HEIGHT = 2.9  # inches
 ACROSS = 2
+TRIALS = (
+    "A point is a trial, {} a method{}. Filled: the chosen one, of the lowest validation loss. A cross at the top: that trial "
+    "failed. Dotted: validation loss before training."
+)
 HOW = (
     "Points: mean validation loss over seeds at the end of training; filled: the lowest, which is chosen. A cross at the top: "
     "that run failed.\nDotted: validation loss before training."
 )
 
 
-def rate_pages(runs: pd.DataFrame, styles: dict[str, Style]) -> list[Figure]:
-    """One page, or none where the suite searched no rates."""
-    found = searches(runs)
+def rate_pages(runs: pd.DataFrame, trials: pd.DataFrame, styles: dict[str, Style]) -> list[Figure]:
+    """One page, or none where the suite searched no rates. A suite that tunes shows its trials."""
+    found = tuned_searches(trials) or searches(runs)
     panels: dict[tuple[str, str], list[Search]] = {}
     for search in found:
         panels.setdefault((search.model, search.corpus), []).append(search)
@@ -55,8 +59,20 @@ def _page(panels: dict[tuple[str, str], list[Search]], runs: pd.DataFrame, style
     figure.legend(
         drawn.values(), drawn.keys(), loc="outside upper center", ncols=legend_columns(list(drawn)), handlelength=2.6
     )
-    footer(figure, HOW)
+    footer(figure, _how([search for group in panels.values() for search in group]))
     return figure
+
+
+def _how(found: list[Search]) -> str:
+    """How to read the figure; of a suite that tunes, how many trials there are."""
+    if not any(search.tuned for search in found):
+        return HOW
+    trials, seeds = found[0].trials, found[0].seeds
+    each = f", each the mean of {seeds} tuning seeds (small dots)" if seeds > 1 else ", of one tuning seed"
+    others = (
+        "" if all(search.joined for search in found) else " Points without a line: other fields were searched, too."
+    )
+    return TRIALS.format(trials, each) + others
 
 
 def _label(search: Search) -> str:
@@ -66,7 +82,11 @@ def _label(search: Search) -> str:
 def _draw(axis, search: Search, style: Style):
     good = {rate: point.loss for rate, point in search.points.items() if point.loss is not None}
     look = {"color": style.colour, "linestyle": style.line, "marker": style.marker}
+    look["linestyle"] = look["linestyle"] if search.joined else ""
     (line,) = axis.plot(good.keys(), good.values(), markerfacecolor="white", markersize=5, **look)
+    for rate, point in search.points.items():
+        if len(point.losses) > 1:
+            axis.plot([rate] * len(point.losses), point.losses, ".", color=style.colour, markersize=3, zorder=1)
     if search.best is not None:
         axis.plot([search.best], [good[search.best]], color=style.colour, marker=style.marker, markersize=7)
     failed = [rate for rate in search.points if rate not in good]

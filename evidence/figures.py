@@ -1,7 +1,8 @@
 """Figures of a suite: ``python -m evidence.figures --collected results/S/collected --out results/S/figures``.
 
 Each as SVG, PDF and PNG: ``fig1_time_memory``, ``fig2_curves``, ``fig3_layers``, ``fig4_rates``, ``fig5_plateau``,
-``fig6_blocks``, ``scores``, ``pareto``, ``time_to_target``, ``profile``; further pages end in ``_2`` and so on.
+``fig6_blocks``, ``scores``, ``pareto``, ``time_to_target``, ``profile``, ``expected_best``; further pages end in ``_2``
+and so on.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ if TYPE_CHECKING:
 FORMATS = ("svg", "pdf", "png")
 NAMES = (
     "fig1_time_memory", "fig2_curves", "fig3_layers", "fig4_rates", "fig5_plateau", "fig6_blocks", "scores", "pareto",
-    "time_to_target", "profile",
+    "time_to_target", "profile", "expected_best",
 )  # fmt: skip
 
 
 def draw(collected: Collected) -> dict[str, Figure]:
     """All figures of a suite by file name. A figure without any data is left out."""
+    from evidence.figure_best import best_pages
     from evidence.figure_blocks import block_pages
     from evidence.figure_cost import cost_pages
     from evidence.figure_curves import SIDES, curve_pages
@@ -51,13 +53,14 @@ def draw(collected: Collected) -> dict[str, Figure]:
         cost_pages(collected.costs, look) if len(collected.costs) else [],
         curve_pages(collected.curves(list(SIDES)), look),
         layer_pages(collected.curves([NAME]), look),
-        rate_pages(collected.runs, look),
+        rate_pages(collected.runs, collected.trials, look),
         plateau_pages(collected.runs, scored, look),
         block_pages(collected.runs, look),
         score_pages(scored, models, look),
         pareto_pages(overviews(collected, headlines), look),
         target_pages(works, look),
         profile_pages(works, look),
+        best_pages(collected.trials, look),
     )
     return {
         name + (f"_{number}" if number > 1 else ""): figure

@@ -8,13 +8,14 @@ from typing import Any
 
 from evidence import cells, grades
 from evidence.cells import EvidenceError, Outcome, dig
+from evidence.trials import trial_rows
 
 LIKELIHOODS = {"nll", "loss", "perplexity"}
 """A metric with one of these words in its name is better when lower, whatever its eval says."""
 
 
 class Gathered:
-    """All cells of a plan, or of one corpus: ``runs`` and ``costs`` are lists of rows, ``items`` of Arrow tables.
+    """All cells of a plan, or of one corpus: ``runs``, ``costs`` and ``trials`` are lists of rows, ``items`` of Arrow tables.
 
     Columns are documented in ``evidence.collect``. Raises EvidenceError for a plan that cannot be read.
     """
@@ -34,6 +35,7 @@ class Gathered:
             for entry in cells.evals_of(cell) or [None]:
                 self._score(cell, entry)
         self.costs = [self._cost(cell) for cell in cells.cost_cells(self.plan) if corpus in (None, cell["corpus"])]
+        self.trials = trial_rows(self.plan, self.root, corpus)
         self.reference_stack = {stage: self._mark_stacks(stage) for stage in self._stacks}
 
     def suite(self) -> dict:
@@ -44,6 +46,7 @@ class Gathered:
             "evals": list(dict.fromkeys(row["eval"] for row in self.runs if row["eval"])),
             "cells": len(self.chosen),
             "reference_stack": self.reference_stack,
+            "tuning": {k: v for k, v in (self.plan.get("tuning") or {}).items() if k != "cells"},
             "problems": self.problems,
         }
 

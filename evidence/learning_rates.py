@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from evidence.layout import Group, Table
+from evidence.trials import tried
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,6 +29,7 @@ class Point(NamedTuple):
     loss: float | None
     status: str  # "ok", or how the first bad run ended
     trained: int | None  # parameters
+    losses: tuple[float, ...] = ()  # of each seed, where there are several to show
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,14 @@ class Search:
     method: str
     seeds: int
     points: dict[float, Point]
+    joined: bool = True  # by a line: nothing but the rate differs
+    trials: int = 0  # where a suite tunes: those of every method
+    chosen: float | None = None  # by the tuning
+
+    @property
+    def tuned(self) -> bool:
+        """Whether these are trials of a tuning, not runs of variants that a suite lists."""
+        return self.trials > 0
 
     @property
     def variant(self) -> str:
@@ -56,6 +66,8 @@ class Search:
     @property
     def best(self) -> float | None:
         """The rate of the lowest validation loss; None where every run failed."""
+        if self.chosen is not None:
+            return self.chosen
         good = {rate: point.loss for rate, point in self.points.items() if point.loss is not None}
         return min(good, key=good.get) if good else None
 
@@ -68,6 +80,22 @@ class Search:
 def searches(runs: pd.DataFrame) -> list[Search]:
     """All settings that a suite tried at several rates, in its order. Columns as in runs.parquet."""
     return [setting for setting in settings(runs) if len(setting.points) >= LEAST]
+
+
+def tuned_searches(trials: pd.DataFrame) -> list[Search]:
+    """The searches of a suite that tunes, where the learning rate is searched; other fields may move with it."""
+    found = []
+    for search in tried(trials):
+        if "learning_rate" in search.spaces:
+            by_rate = sorted(search.trials, key=lambda trial: trial.values["learning_rate"])
+            points = {
+                t.values["learning_rate"]: Point(search.cell[2], t.loss, t.status, t.parameters, t.losses)
+                for t in by_rate
+            }
+            named = (search.identity[name] for name in ("model", "model_label", "corpus", "corpus_label", "method"))
+            best = search.chosen.values["learning_rate"] if search.chosen else None
+            found.append(Search(*named, len(search.seeds), points, len(search.spaces) == 1, len(search.trials), best))
+    return found
 
 
 def settings(runs: pd.DataFrame) -> list[Search]:

@@ -12,6 +12,7 @@ from evidence.layout import Group, Table
 from evidence.pools import Panel, Pool, Run, panels
 from evidence.score_notes import UNRESOLVED, notes
 from evidence.tiers import Tiers, panel_tiers
+from evidence.tuning_table import BUDGET, budgets
 
 if TYPE_CHECKING:
     from evidence.collected import Collected
@@ -29,7 +30,9 @@ def score_table(
     names = names_of(collected)
     models = [model for model in collected.suite["models"] if any(model in {m for _, m in p.pools} for p in found)]
     tiers = tiers and runs
+    spent = budgets(collected) if runs else {}
     subheads = ["runs", "average", "tier"] if tiers else ["runs", "average"] if runs else ["average"]
+    subheads += ["tuned with"] if spent else []
     table = Table(title, ("Benchmark", "Method"), [(names[model], subheads) for model in models], [], [])
     for panel in found:
         digits = decimals(panel)
@@ -39,14 +42,18 @@ def score_table(
             row = [names[variant]]
             for model in models:
                 pool, tier = panel.pools.get((variant, model)), placed[model].text(variant)
-                row += [*cell(pool, digits, runs), *([tier] if tiers else [])]
+                tuned = spent.get((model, panel.corpus, variant), "—")
+                row += [*cell(pool, digits, runs), *([tier] if tiers else []), *([tuned] if spent else [])]
                 if pool:
                     table.records.append(_record(panel, pool, names, variant, model, tier))
+                    table.records[-1]["cells"] |= {"tuned with": tuned} if spent else {}
             group.rows.append(row)
         group.rows += _floor_row(panel, models, subheads)
         table.groups.append(group)
     table.records = _side_by_side(table.records, [names[model] for model in models])
     table.notes = notes(collected, found, names, runs, tiers)
+    if spent:
+        table.notes.append(f"Tuned with: {BUDGET}")
     return table
 
 

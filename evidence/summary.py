@@ -20,7 +20,10 @@ FINE = ("ok", "judge_pending")
 
 
 def failed_rows(collected: Collected) -> list[str]:
-    """A line per training, score or cost without a result: "model/corpus/variant/seed0: oom in train: why"."""
+    """A line per training, score, cost or trial without a result: "model/corpus/variant/seed0: oom in train: why".
+
+    That a trial diverged is a result: the search has found where the method breaks.
+    """
     runs, costs = collected.runs, collected.costs
     lines: dict[str, list[str]] = {}
     for _, row in runs[~runs["status"].isin(FINE)].iterrows():
@@ -32,6 +35,9 @@ def failed_rows(collected: Collected) -> list[str]:
     for _, row in costs[~costs["status"].isin(FINE)].iterrows() if len(costs) else ():
         where = f"{row['model']}/{row['corpus']}/{row['variant']}"
         lines.setdefault(f"cost/{where}: {row['status']}", []).append(row["reason"])
+    for _, row in collected.trials[~collected.trials["status"].isin((*FINE, "diverged"))].iterrows():
+        where = f"{row['model']}/{row['corpus']}/{row['variant']}/trial{row['trial']}/seed{row['seed']}"
+        lines.setdefault(f"tune/{where}: {row['status']}", []).append(row["reason"])
     return [f"{line}: {reasons[0]}" if reasons[0] else line for line, reasons in lines.items()]
 
 
@@ -67,6 +73,7 @@ def summary(collected: Collected, results: Path | None) -> tuple[str, bool]:
             f"Stale scores, of another specification than the suite's: {stale}. Run the suite again to renew them.",
         ]
     total = int((collected.runs["headline"] | (collected.runs["eval"] == "")).sum()) + len(collected.costs)
+    total += len(collected.trials)
     if failed:
         parts += ["", f"{len(failed)} without a result:", *(f"  {line}" for line in failed)]
     else:

@@ -20,6 +20,7 @@ from evidence.layout import Table, csv_text, latex, markdown
 from evidence.learning_rates import rates_table
 from evidence.overview import overview_table
 from evidence.score_table import score_table
+from evidence.tuning_table import tuning_table
 
 
 def write_table(table: Table, out: Path, name: str) -> list[Path]:
@@ -40,6 +41,7 @@ def titles(collected: Collected) -> dict[str, str]:
         "differences": f"Suite {suite}: differences of methods",
         "cost": f"Suite {suite}: what training costs",
         "learning_rates": f"Suite {suite}: validation loss by learning rate",
+        "tuning": f"Suite {suite}: how each method was tuned",
     }
 
 
@@ -65,6 +67,7 @@ def main(argv: list[str] | None = None) -> int:
                 "differences": difference_table,
                 "cost": cost_table,
                 "learning_rates": rates_table,
+                "tuning": tuning_table,
             }
             written = []
             arguments.out.mkdir(parents=True, exist_ok=True)  # also of a suite that trains, scores and searches nothing

@@ -8,13 +8,14 @@ import types
 import pandas as pd
 import pytest
 
-from evidence import tables
+from evidence import tables, trials
 from evidence.figure_rates import rate_pages
 from evidence.layout import csv_text, markdown
 from evidence.learning_rates import rates_table, searches, settings
 from evidence.style import styles, use_print_style
 from evidence.summary import summary
 
+NONE = pd.DataFrame(columns=trials.COLUMNS)  # of a suite that does not tune
 COLUMNS = ("variant", "method", "seed", "status", "validation_last", "hyperparameters")
 
 
@@ -67,7 +68,7 @@ def test_two_settings_of_a_method_are_told_apart():
 
 def test_the_lowest_mean_over_seeds_is_chosen_and_a_failure_never(runs):
     lora = next(search for search in searches(runs) if search.method == "lora")
-    assert lora.points[1e-3] == ("lora-1e-3", pytest.approx(0.52), "ok", 1000)
+    assert lora.points[1e-3] == ("lora-1e-3", pytest.approx(0.52), "ok", 1000, ())
     assert lora.points[1e-2][1:3] == (None, "diverged")
     assert lora.best == 1e-3 and lora.seeds == 2 and not lora.at_edge
     assert next(search for search in searches(runs) if search.method == "hybrid").at_edge
@@ -93,6 +94,7 @@ def test_a_search_that_scores_nothing_has_a_table_and_a_summary(runs, tmp_path):
     collected = types.SimpleNamespace(
         runs=unscored,
         costs=unscored[:0],
+        trials=NONE,
         items=pd.DataFrame(),
         suite={"suite": "rates", "models": ["tiny"], "variants": []},
     )
@@ -105,13 +107,13 @@ def test_a_search_that_scores_nothing_has_a_table_and_a_summary(runs, tmp_path):
 def test_a_suite_without_a_search_has_neither(runs):
     single = runs[runs["variant"].isin(["lora-r8", "untuned"])]
     assert rates_table(types.SimpleNamespace(runs=single), "Rates") is None
-    assert rate_pages(single, {}) == []
+    assert rate_pages(single, NONE, {}) == []
 
 
 def test_the_figure_has_a_panel_a_model_and_a_line_a_method(runs):
     use_print_style()
     both = pd.concat([runs, runs.assign(model="small", model_label="small")])
-    (page,) = rate_pages(both, styles(list(dict.fromkeys(runs["variant"]))))
+    (page,) = rate_pages(both, NONE, styles(list(dict.fromkeys(runs["variant"]))))
     shown = [axis for axis in page.axes if axis.axison]
     assert [axis.get_title() for axis in shown] == ["tiny\nRows", "small\nRows"]
     assert [text.get_text() for text in page.legends[0].get_texts()] == ["LoRA", "Hybrid"]
@@ -170,7 +172,7 @@ def test_the_plateau_draws_the_chosen_variants_scores_and_full_fine_tuning(ladde
 
 def test_a_suite_that_only_trains_has_an_empty_folder_of_tables(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "Collected", lambda folder: types.SimpleNamespace(suite={"suite": "s"}))
-    for name in ("score_table", "difference_table", "cost_table", "rates_table"):
+    for name in ("score_table", "difference_table", "cost_table", "rates_table", "tuning_table", "overview_table"):
         monkeypatch.setattr(tables, name, lambda collected, title: None)
     assert tables.main(["--collected", "x", "--out", str(tmp_path / "paper")]) == 0
     assert list((tmp_path / "paper").iterdir()) == []

@@ -1,7 +1,7 @@
 # Records -> Parquet -> tables, figures, notebook. Changing a plot touches nothing above it.
 
 C = f"{R}/collected"
-PARQUET = [f"{C}/{name}" for name in ("runs.parquet", "curves.parquet", "items.parquet", "costs.parquet", "suite.json")]
+PARQUET = [f"{C}/{name}.parquet" for name in ("runs", "curves", "items", "costs", "trials")] + [f"{C}/suite.json"]
 
 
 rule collect:
@@ -9,6 +9,7 @@ rule collect:
         plan=f"{R}/plan.json",
         scores=dag.scores(S),
         costs=dag.costs(S),
+        tuned=dag.tuned_records(S),
     output:
         PARQUET,
     params:

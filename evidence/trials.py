@@ -1,0 +1,152 @@
+"""Trials of a suite's tuning as flat rows: what was tried, how it ended, what it cost, what was chosen.
+
+Reads the plan's ``tuning`` and the records that it names. ``tried`` groups the rows of ``trials.parquet`` by search.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from evidence import cells
+from evidence.cells import dig
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COLUMNS = (
+    "suite", "model", "model_label", "corpus", "corpus_label", "variant", "variant_label", "method", "trial", "seed",
+    "status", "reason", "stale", "values", "searched", "chosen", "validation_first", "validation_last",
+    "validation_examples", "steps", "tokens", "seconds", "parameters_trained",
+)  # fmt: skip
+
+
+def trial_rows(plan: dict, root: Path, corpus: str | None = None) -> list[dict[str, Any]]:
+    """A row per trial and tuning seed. A trial that failed, is missing or is stale keeps its row."""
+    named = {(cell["model"], cell["corpus"], cell["variant"]): cell for cell in plan["cells"]}
+    rows = []
+    for search in (plan.get("tuning") or {}).get("cells", []):
+        if corpus not in (None, search["corpus"]):
+            continue
+        folder = root / "tune" / search["model"] / search["corpus"] / search["variant"]
+        cell = named.get((search["model"], search["corpus"], search["variant"]), search)
+        chosen = dig(cells.read_record(folder / "tuned.json"), "chosen", "trial")
+        facts = cells.identity(plan, {**cell, "seed": 0})
+        for trial in search["trials"]:
+            record = cells.read_record(folder / f"trial{trial['trial']}" / f"seed{trial['seed']}" / "train.json")
+            found = _trial(record, trial)
+            rows.append(
+                {**facts, **found, "searched": json.dumps(search["searched"]), "chosen": trial["trial"] == chosen}
+            )
+    return [{name: row.get(name) for name in COLUMNS} for row in rows]
+
+
+def _trial(record: dict, trial: dict) -> dict[str, Any]:
+    validation = dig(record, "loss", "validation") or []
+    phases = record.get("phases") or {}
+    tokens = [dig(record, "tokens", kind) for kind in ("total", "probe")]
+    return {
+        "trial": trial["trial"],
+        "seed": trial["seed"],
+        "values": json.dumps(trial["values"]),
+        "status": record["status"],
+        "reason": record.get("reason") or "",
+        "stale": bool(record.get("key")) and record["key"] != trial["key"],
+        "validation_first": validation[0][1] if validation else None,
+        "validation_last": validation[-1][1] if validation and record["status"] == "ok" else None,
+        "validation_examples": dig(record, "examples", "validation"),
+        "steps": record.get("steps"),
+        "tokens": sum(count or 0 for count in tokens),
+        "seconds": sum(phase["seconds"] for phase in phases.values()) or record.get("wall_seconds") or 0.0,
+        "parameters_trained": dig(record, "parameters", "trained"),
+    }
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial, the mean over its seeds. ``loss`` is None where a seed failed; ``losses`` are those of the good seeds."""
+
+    number: int
+    values: dict[str, Any]
+    loss: float | None
+    losses: tuple[float, ...]
+    before: float | None  # validation loss before the first step
+    status: str
+    reason: str
+    chosen: bool
+    parameters: int | None
+
+
+@dataclass(frozen=True)
+class Tried:
+    """The search of one variant on one model and corpus. ``identity``: names and labels as in every Parquet file."""
+
+    identity: dict[str, str]
+    spaces: dict[str, dict]
+    seeds: tuple[int, ...]
+    trials: tuple[Trial, ...]
+    tokens: int
+    seconds: float
+    examples: int | None  # of validation
+
+    @property
+    def cell(self) -> tuple[str, str, str]:
+        return self.identity["model"], self.identity["corpus"], self.identity["variant"]
+
+    @property
+    def chosen(self) -> Trial | None:
+        return next((trial for trial in self.trials if trial.chosen), None)
+
+    @property
+    def failed(self) -> list[Trial]:
+        return [trial for trial in self.trials if trial.loss is None]
+
+
+def tried(trials: pd.DataFrame) -> list[Tried]:
+    """All searches of a suite, in its order."""
+    if not len(trials):
+        return []
+    groups = trials.groupby(["model", "corpus", "variant"], sort=False)
+    return [_tried(rows) for _, rows in groups]
+
+
+def _tried(rows: pd.DataFrame) -> Tried:
+    first = rows.iloc[0]
+    identity = {name: str(first[name]) for name in COLUMNS[1:8]}
+    found = tuple(_mean(group.to_dict("records")) for _, group in rows.groupby("trial"))
+    examples = rows["validation_examples"].dropna()
+    return Tried(
+        identity,
+        json.loads(first["searched"]),
+        tuple(sorted(int(seed) for seed in rows["seed"].unique())),
+        found,
+        int(rows["tokens"].sum()),
+        float(rows["seconds"].sum()),
+        int(examples.max()) if len(examples) else None,
+    )
+
+
+def _mean(rows: list[dict]) -> Trial:
+    good = [row["validation_last"] for row in rows if row["status"] == "ok" and _number(row["validation_last"])]
+    bad = next((row for row in rows if row["status"] != "ok" or not _number(row["validation_last"])), None)
+    before = [row["validation_first"] for row in rows if _number(row["validation_first"])]
+    counts = [int(row["parameters_trained"]) for row in rows if _number(row["parameters_trained"])]
+    return Trial(
+        int(rows[0]["trial"]),
+        json.loads(rows[0]["values"]),
+        None if bad else fmean(good),
+        tuple(good),
+        fmean(before) if before else None,
+        "ok" if bad is None else "not a number" if bad["status"] == "ok" else bad["status"],
+        "" if bad is None else bad["reason"],
+        bool(rows[0]["chosen"]),
+        counts[0] if counts else None,
+    )
+
+
+def _number(value: Any) -> bool:
+    """Neither missing nor NaN nor infinite."""
+    return value is not None and value - value == 0
