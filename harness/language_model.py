@@ -6,6 +6,7 @@ run again, gives the same numbers to the last bit.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from harness import data, models
 from harness.contract import Choices, Generate, Labelled, Reference, Request
 from harness.failures import UserError
+from harness.packed_linear import PackedLinears
 from harness.seeds import Streams
 from harness.shared_context import Pair, scores
 from harness.trimmed_hflm import TrimmedHFLM, autocast
@@ -56,6 +58,7 @@ class LanguageModel:
         self.lm = TrimmedHFLM(
             pretrained=model, tokenizer=tokenizer, batch_size=batch_size, mixed_precision_dtype=autocast
         )
+        self.packed = PackedLinears(self.lm.model) if autocast is None else contextlib.nullcontext()
 
     def batches(self, asked: Sequence[Asked]) -> list[list[int]]:
         """Indices into ``asked`` by batch: requests of one kind, longest first, so that padding is little."""
@@ -76,6 +79,10 @@ class LanguageModel:
 
     def answer(self, batch: Sequence[Asked]) -> list[dict]:
         """Outputs of the requests of one batch, in their order."""
+        with self.packed:
+            return self._answer(batch)
+
+    def _answer(self, batch: Sequence[Asked]) -> list[dict]:
         request = batch[0].request
         if isinstance(request, Choices):
             return self._choices([one.request for one in batch])
@@ -204,6 +211,7 @@ class TaskHead:
         self.model, self.tokenizer, self.kind, self.autocast = model.eval(), tokenizer, kind, autocast
         self.batch_size, self.max_length = batch_size, max_length
         self.pad = models.padding_id(tokenizer)
+        self.packed = PackedLinears(self.model) if autocast is None else contextlib.nullcontext()
 
     def batches(self, asked: Sequence[Asked]) -> list[list[int]]:
         """Indices into ``asked`` by batch, longest input first."""
@@ -232,7 +240,7 @@ class TaskHead:
         inputs = data.collate(self._rows(batch), self.kind, self.pad).inputs
         device = next(self.model.parameters()).device
         inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
-        with torch.no_grad(), autocast(device, self.autocast):
+        with torch.no_grad(), autocast(device, self.autocast), self.packed:
             return self.model(**inputs).logits.float().cpu()
 
     def _rows(self, asked: Sequence[Asked]) -> list[data.Row]:
