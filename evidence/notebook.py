@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 from evidence.cells import EvidenceError
@@ -31,13 +32,15 @@ def execute(notebook: Path, collected: Path, out: Path, timeout: int = 300) -> N
     Collected(collected)  # says what is missing before a kernel starts
     content = nbformat.read(notebook, as_version=4)
     resources = {"metadata": {"path": str(ROOT)}}
-    kernel = AsyncKernelManager(kernel_name="python3", transport="ipc")  # a socket file: no port is opened
-    client = NotebookClient(content, km=kernel, timeout=timeout, resources=resources)
     os.environ[VARIABLE] = str(collected.resolve())  # the kernel is this process's child
-    try:
-        client.execute()
-    except (CellExecutionError, CellTimeoutError) as error:
-        raise EvidenceError(f"{notebook}: a cell failed.\n{error}") from None
+    with tempfile.TemporaryDirectory(prefix="tuning-fork-") as folder:
+        # socket files: no port is opened
+        kernel = AsyncKernelManager(kernel_name="python3", transport="ipc", ip=str(Path(folder) / "kernel"))
+        client = NotebookClient(content, km=kernel, timeout=timeout, resources=resources)
+        try:
+            client.execute()
+        except (CellExecutionError, CellTimeoutError) as error:
+            raise EvidenceError(f"{notebook}: a cell failed.\n{error}") from None
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(nbformat.writes(content) + "\n", encoding="utf-8")
 

@@ -106,14 +106,14 @@ class Panel:
         return bool(known) and all(state is True for state in known)
 
 
-def panels(collected: Collected, reference: bool = True) -> list[Panel]:
-    """Panels in the order of the suite: corpora, evals, then the headline metric and (``reference``) likelihoods."""
+def panels(collected: Collected, reference: bool = True, also: Sequence[str] = ()) -> list[Panel]:
+    """Panels in the order of the suite: corpora, evals, then the headline metric, (``reference``) likelihoods, and ``also``."""
     runs, items = collected.runs, _by_run(collected.items)
     found = []
     order = {name: index for index, name in enumerate(collected.suite.get("corpora", []))}
     groups = runs[runs["eval"] != ""].groupby(["corpus", "eval"], sort=False)
     for (corpus, evaluation), rows in sorted(groups, key=lambda group: order.get(group[0][0], len(order))):
-        shown = rows[rows["headline"] | rows["reference"]] if reference else rows[rows["headline"]]
+        shown = rows[rows["headline"] | (rows["reference"] & reference) | rows["metric"].isin(list(also))]
         named = shown[shown["metric"] != ""].sort_values("headline", ascending=False, kind="stable")
         cells: dict[tuple, dict[int, list[dict]]] = {}
         for row in rows.to_dict("records"):  # a data frame for each cell of a large grid would take minutes

@@ -28,6 +28,7 @@ from evidence.summary import failed_rows
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = Path(__file__).resolve().parent / "page"  # templates, style sheet, script
 MIB = 2**20
+TEXTS = (".md", ".csv", ".tex")
 
 
 def build(collected: Collected, results: Path, out: Path, paper: str = "") -> Path:
@@ -93,7 +94,11 @@ def _audit(paper: str) -> str:
 def _static(results: Path) -> list[tuple[str, list[str]]]:
     """(name, files from the report's folder) of each table and figure on disk."""
     found: dict[str, list[str]] = {}
-    for folder, suffixes in (("tables/paper", (".md", ".csv", ".tex")), ("figures", (".svg", ".pdf", ".png"))):
+    for folder, suffixes in (
+        ("tables/paper", TEXTS),
+        ("tables/reported", TEXTS),
+        ("figures", (".svg", ".pdf", ".png")),
+    ):
         for path in sorted((results / folder).glob("*")):
             if path.suffix in suffixes:
                 found.setdefault(f"{folder}/{path.stem}", []).append(f"../{path.relative_to(results).as_posix()}")

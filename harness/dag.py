@@ -65,6 +65,11 @@ def paper(loaded: Suite) -> str | None:
     return name if (ROOT / "papers" / name / "claims.yaml").is_file() else None
 
 
+def reported(loaded: Suite) -> list[str]:
+    """The files of numbers that the suite's paper reports."""
+    return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "papers" / str(paper(loaded))).glob("reported/*.csv"))
+
+
 def plan_key(loaded: Suite) -> str:
     return cells.hash_of(loaded.plan())
 

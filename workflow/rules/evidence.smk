@@ -82,7 +82,7 @@ rule report:
         PARQUET,
         f"{R}/tables/paper",
         f"{R}/figures",
-        [f"papers/{dag.paper(S)}/claims.yaml"] if dag.paper(S) else [],
+        [f"{R}/tables/reported", f"papers/{dag.paper(S)}/claims.yaml"] if dag.paper(S) else [],
     output:
         directory(f"{R}/report"),
     params:
@@ -103,7 +103,8 @@ rule summary:
         f"{R}/tables/paper",
         f"{R}/figures",
         f"{R}/report",
-        f"{R}/notebooks/learning_curves.ipynb",
+        expand(f"{R}/notebooks/{{name}}.ipynb", name=["compare_two_methods", "learning_curves", "paper_tables"]),
+        f"{R}/tables/reported" if dag.paper(S) else [],
     output:
         f"{R}/summary.md",
     params:
@@ -116,6 +117,23 @@ rule summary:
 
 
 if dag.paper(S):
+
+    rule paper_tables:
+        # The paper's own tables beside what it reports, as papers/<paper>/tables.yaml describes them.
+        input:
+            PARQUET,
+            f"papers/{dag.paper(S)}/tables.yaml",
+            dag.reported(S),
+        output:
+            directory(f"{R}/tables/reported"),
+        params:
+            code=dag.evidence_key("paper_tables"),
+            paper=dag.paper(S),
+        log:
+            f"{R}/logs/paper_tables.log",
+        shell:
+            "python -m evidence.paper_tables {params.paper} --collected " + C + " --out {output} > {log} 2>&1"
+            " || (cat {log} >&2; false)"
 
     rule claims:
         # Only for a suite of papers/: changing a claim or a margin judges again, and runs nothing else.

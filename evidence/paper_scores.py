@@ -1,0 +1,186 @@
+"""Tables of a paper that hold scores, from its description in ``papers/<paper>/tables.yaml`` (see ``paper_tables``)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from evidence.equivalence import to_reported
+from evidence.gap import share_closed
+from evidence.layout import Group, Table
+from evidence.mean_of_evals import mean_pool
+from evidence.names import family_of
+from evidence.pools import OTHER_STACK, STALE, Panel, Pool, on_shared_seeds, panels
+from evidence.reported import chosen, read_reported
+from evidence.score_table import cell, decimals, names_of
+from evidence.tiers import ITEMS_NOTE, NOTE, place
+
+if TYPE_CHECKING:
+    from evidence.collected import Collected
+
+NOT_RUN = "not run"
+SUBHEADS = ["runs", "average", "tier"]
+LESS = "less reported"
+
+
+def scores_table(paper: str, spec: dict, collected: Collected) -> Table:
+    """A row group per benchmark of the paper, a row per method of it."""
+    numbers = read_reported(paper, spec["reported"]) if "reported" in spec else []
+    names, models = names_of(collected), collected.suite["models"]
+    theirs = list(dict.fromkeys(n.model for n in numbers if n.method in spec["methods"]))
+    own = set(
+        spec.get("models", {}).values()
+    )  # the paper's models: others' scores are not to be subtracted from its own
+    heads = [(names[m], [*SUBHEADS, LESS] if m in own else SUBHEADS) for m in models if m in names]
+    heads += [("reported by the paper", theirs)] if theirs else []
+    table = Table(spec["title"], ("Benchmark", "Method"), heads, [], [])
+    found = _panels(spec, collected)
+    for row in spec["rows"]:
+        table.groups.append(_group(row, spec, table, found, names, models, numbers, theirs))
+    sources = dict.fromkeys(n.source for n in numbers if n.method in spec["methods"])
+    table.notes = _notes(spec, sources, found)
+    return table
+
+
+def _group(row: dict, spec: dict, table: Table, found: list[Panel], names: dict, models, numbers, theirs) -> Group:
+    group = Group([row["title"]])
+    by_model = {model: _pools(row, model, found) for model in models if model in names}
+    digits = max((d for _, d in by_model.values()), default=1)
+    lower = bool(row.get("lower_is_better"))
+    placed = {model: place(pools, lower) for model, (pools, _) in by_model.items()}
+    for method, family in spec["methods"].items():
+        texts = [method]
+        printed = {n.model: n for n in chosen(numbers, {**row.get("reported", {}), "method": method})}
+        for model, (pools, _) in by_model.items():
+            variant = next((v for v in pools if family_of(v) == family), None)
+            pool = pools.get(variant)
+            same = printed.get(next((their for their, own in spec.get("models", {}).items() if own == model), ""))
+            texts += [*cell(pool, digits, True), placed[model].text(variant)] if pool else [NOT_RUN, "", ""]
+            if model in spec.get("models", {}).values():
+                texts.append(_less_reported(pool, same.average if same else None, spec.get("margin", 1.0), digits))
+            table.records.append(_record(row, method, model, variant, pool, placed[model].text(variant or "")))
+        texts += [printed[their].shown() if their in printed else "—" for their in theirs]
+        for their, number in printed.items():
+            table.records.append(
+                {"benchmark": row["title"], "method": method, "model": their, "origin": "reported", "average": number.average,
+                 "as printed": number.text, "state": number.state, "source": number.source}
+            )  # fmt: skip
+        group.rows.append(texts)
+    return group
+
+
+def _record(row: dict, method: str, model: str, variant: str | None, pool: Pool | None, tier: str) -> dict:
+    record = {
+        "benchmark": row["title"],
+        "method": method,
+        "model": model,
+        "origin": "this suite",
+        "variant": variant or "",
+    }
+    if pool is None:
+        return record | {"state": NOT_RUN}
+    runs = {f"run seed{run.seed}": run.status if run.value is None else run.value for run in pool.runs}
+    return record | runs | {
+        "average": pool.spread.mean if pool.used else None, "sd": pool.spread.sd if pool.spread.n > 1 else None,
+        "n": pool.spread.n, "items": pool.n_items, "low": pool.interval.low if pool.interval else None,
+        "high": pool.interval.high if pool.interval else None, "interval": pool.interval.kind if pool.interval else "",
+        "tier": tier, "state": pool.mark,
+    }  # fmt: skip
+
+
+def _less_reported(pool: Pool | None, reported: float | None, margin: float, digits: int) -> str:
+    """The difference to the paper's number on the paper's own model, and whether it is equal within the margin."""
+    if pool is None or reported is None or not pool.used:
+        return ""
+    equal = to_reported(pool, reported, margin)
+    return f"{pool.spread.mean - reported:+.{digits}f}" if equal is None else equal.text(digits)
+
+
+def _panels(spec: dict, collected: Collected) -> list[Panel]:
+    return panels(collected, reference=False, also=[row["metric"] for row in spec["rows"] if "metric" in row])
+
+
+def _pools(row: dict, model: str, found: list[Panel]) -> tuple[dict[str, Pool], int]:
+    """Pools of the row's evals on a model by variant (their mean where there are several), and digits to print."""
+    parts = [panel for name in row["evals"] if (panel := _panel(row, name, model, found))]
+    if len(parts) < len(row["evals"]):
+        return {}, 1
+    variants = [v for v, m in parts[0].pools if m == model and all((v, model) in part.pools for part in parts)]
+    pools = {v: [part.pools[v, model] for part in parts] for v in variants}
+    return {v: each[0] if len(each) == 1 else mean_pool(each) for v, each in pools.items()}, decimals(parts[0])
+
+
+def _panel(row: dict, name: str, model: str, found: list[Panel]) -> Panel | None:
+    for panel in found:
+        wanted = row.get("metric")
+        right = panel.metric == wanted if wanted else panel.facts["headline"].any()
+        if panel.eval == name and right and any(m == model for _, m in panel.pools):
+            return panel
+    return None
+
+
+def _notes(spec: dict, sources, found: list[Panel]) -> list[str]:
+    notes = [
+        "Runs in the order of their seeds; average ± standard deviation (number of runs) [95 % interval over items, not seeds]. "
+        "A mean of several benchmarks is that of their scores, run by run; its interval is of the items within each.",
+        NOTE + ITEMS_NOTE,
+    ]
+    if sources:
+        notes.append(
+            "Reported numbers: as printed, runs in brackets; papers give no spread over items. Source: " + "; ".join(sources)
+            + ". Less reported: on the paper's own model alone, "
+            f"equivalence within {spec.get('margin', 1.0):g} (ours) by two one-sided tests."
+        )  # fmt: skip
+    every = [run for panel in found for pool in panel.pools.values() for run in pool.runs]
+    if any(run.stale for run in every):
+        notes.append(f"{STALE} stale: of another specification than the suite's present one; not averaged with others.")
+    if others := sorted({run.other_stack for run in every if run.other_stack}):
+        notes.append(f"{OTHER_STACK} other software or device: {' | '.join(others)}; not averaged with others.")
+    labels = dict.fromkeys(panel.label for panel in found if panel.facts["generated"].any())
+    if labels:
+        notes.append(f"Made by a program, says nothing of real tasks: {', '.join(labels)}.")
+    return notes
+
+
+# --------------------------------------------------------------------------- the share of a gap
+
+
+def gap_table(paper: str, spec: dict, collected: Collected) -> Table:
+    """A row per benchmark and method: how much of the gap from ``low`` to ``high`` it closes."""
+    names = names_of(collected)
+    ends = f"{spec['low']} to {spec['high']}"
+    heads = [("", ["model", f"gap, {ends} [95 %]", "share closed [95 %]", "seeds", "items"])]
+    table = Table(spec["title"], ("Benchmark", "Method"), heads, [], [])
+    for row in spec["rows"]:
+        group = Group([row["title"]], list(_gap_rows(row, spec, collected, names, table)))
+        group.rows = group.rows or [[NOT_RUN, "", "", "", "", ""]]
+        table.groups.append(group)
+    table.notes = [
+        "Share closed: (method less low) / (high less low), paired on shared seeds and items, with Fieller's interval; 1 is "
+        "the whole gap. Refused where the gap itself is not told from zero, as a ratio to nothing says nothing. With fewer "
+        "than three shared seeds the intervals leave the choice of seeds out."
+    ]
+    return table
+
+
+def _gap_rows(row: dict, spec: dict, collected: Collected, names: dict, table: Table) -> Iterator[list[str]]:
+    found = _panels(spec, collected)
+    for model in collected.suite["models"]:
+        pools, digits = _pools(row, model, found)
+        ends = [next((p for v, p in pools.items() if family_of(v) == spec[end]), None) for end in ("low", "high")]
+        for variant, pool in pools.items():
+            if family_of(variant) not in spec["methods"] or None in ends:
+                continue
+            first, second = on_shared_seeds(pool, ends[0]), on_shared_seeds(ends[1], ends[0])
+            if first is None or second is None or first[0].shape != second[0].shape:
+                yield [names[variant], names[model], "—", "no shared seeds or items", "", ""]
+                continue
+            share = share_closed(first[0], first[1], second[0])
+            gap = share.gap
+            width = f"{gap.value:+.{digits}f} [{gap.low:+.{digits}f}, {gap.high:+.{digits}f}]"
+            table.records.append(
+                {"benchmark": row["title"], "model": model, "variant": variant, "gap": gap.value, "gap low": gap.low,
+                 "gap high": gap.high, "share": share.value, "low": share.low, "high": share.high, "covers": gap.kind,
+                 "seeds": gap.seeds, "items": gap.items}
+            )  # fmt: skip
+            yield [names[variant], names[model], width, share.text(), str(gap.seeds), str(gap.items)]

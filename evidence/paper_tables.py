@@ -1,0 +1,95 @@
+"""A paper's own tables from this project's runs: ``python -m evidence.paper_tables hybrid --collected DIR --out DIR``.
+
+``papers/<paper>/tables.yaml`` lists them: which rows the paper has, which evals and methods those are here, and where its
+own numbers stand (``reported/``). Each comes as Markdown, CSV and LaTeX. Four kinds:
+
+    scores      a row per benchmark and method: every run, average, interval and tier, beside what the paper reports
+    costs       a row per model and method: trained share, time and memory beside full fine-tuning's
+    gap         the share of the gap between two methods that others close (``evidence.gap``)
+    projection  GaLore's family: refreshes, their time, iterations and passes, captured energy, quality
+
+Another suite than the paper's own says so on top of every table, and a row that it does not score is "not run".
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+
+from evidence.cells import EvidenceError
+from evidence.collected import Collected
+from evidence.layout import Table
+from evidence.paper_costs import costs_table, projection_table
+from evidence.paper_scores import gap_table, scores_table
+from evidence.tables import write_table
+
+ROOT = Path(__file__).resolve().parent.parent
+KINDS: dict[str, Callable] = {
+    "scores": scores_table,
+    "costs": costs_table,
+    "gap": gap_table,
+    "projection": projection_table,
+}
+FIELDS = {
+    "scores": {"rows", "methods", "reported", "models", "margin"},
+    "costs": {"methods", "claims"},
+    "gap": {"rows", "low", "high", "methods"},
+    "projection": {"methods", "evals"},
+}
+
+
+def read_tables(paper: str) -> list[dict]:
+    """The checked list. Raises EvidenceError that names the table and what is wrong with it."""
+    path = ROOT / "papers" / paper / "tables.yaml"
+    if not path.is_file():
+        raise EvidenceError(f"{path} does not exist: no such paper, or none of its tables is described")
+    tables = yaml.safe_load(path.read_text(encoding="utf-8"))
+    for number, spec in enumerate(tables, 1):
+        name, kind = spec.get("id", f"number {number}"), spec.get("kind")
+        if kind not in KINDS or not {"id", "title"} <= set(spec):
+            raise EvidenceError(f"{path}: table {name}: it needs id, title, and a kind of {', '.join(KINDS)}")
+        if unknown := set(spec) - FIELDS[kind] - {"id", "title", "kind"}:
+            raise EvidenceError(f"{path}: table {name} knows no {', '.join(sorted(unknown))}")
+    return tables
+
+
+def build(paper: str, collected: Collected) -> dict[str, Table]:
+    """Tables by their id."""
+    return {
+        spec["id"]: _noted(KINDS[spec["kind"]](paper, spec, collected), paper, collected) for spec in read_tables(paper)
+    }
+
+
+def _noted(table: Table, paper: str, collected: Collected) -> Table:
+    suite = collected.suite["suite"]
+    if suite != paper:
+        protocol = collected.suite.get("protocol", {})
+        size = f"{protocol['steps']} steps of " if protocol.get("steps") else ""
+        rows = protocol.get("batch_size", "?")
+        said = f"NOT the paper's protocol: suite {suite}, {size}{rows} rows unless its overrides say otherwise, other models."
+        table.notes.insert(0, f"{said} Nothing here settles what the paper says.")
+    return table
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m evidence.paper_tables", description=__doc__.splitlines()[0])
+    parser.add_argument("paper", help="a folder of papers/")
+    parser.add_argument("--collected", type=Path, required=True, help="folder that evidence.collect wrote")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the tables")
+    arguments = parser.parse_args(argv)
+    try:
+        made = build(arguments.paper, Collected(arguments.collected))
+    except EvidenceError as error:
+        print(error, file=sys.stderr)
+        return 2
+    for name, table in made.items():
+        print("\n".join(map(str, write_table(table, arguments.out, name))))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

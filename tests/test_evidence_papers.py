@@ -1,0 +1,223 @@
+"""A paper's tables: what was run beside what is reported, means over benchmarks, shares of a gap, and the notebooks."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+from fake_results import MANY, collected
+
+from evidence import notebook, paper_scores, paper_tables
+from evidence.cells import EvidenceError
+from evidence.collected import Collected
+from evidence.gap import share_closed
+from evidence.layout import latex, markdown
+from evidence.mean_of_evals import mean_pool
+from evidence.pools import ItemValues, Pool, Run
+from evidence.reported import chosen, read_reported
+from evidence.stats import spread
+from harness.plugins import ROOT
+
+PAPERS = sorted(path.parent.name for path in (ROOT / "papers").glob("*/tables.yaml"))
+SPEC = {
+    "id": "t",
+    "kind": "scores",
+    "title": "T",
+    "methods": {"Full FT": "full", "LoRA": "lora", "DoRA": "dora", "SMT": "smt"},
+    "rows": [
+        {"title": "Headlines", "evals": ["headlines-test"]},
+        {"title": "Arithmetic", "evals": ["arithmetic-test"]},
+        {"title": "both", "evals": ["headlines-test", "arithmetic-test"]},
+        {"title": "elsewhere", "evals": ["glue-sst2"]},
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def fake(tmp_path_factory):
+    return Collected(collected(tmp_path_factory.mktemp("p") / "fake") / "collected")
+
+
+def rows_of(table, title):
+    group = next(group for group in table.groups if group.lines == [title])
+    return {row[0]: row[1:] for row in group.rows}
+
+
+def test_every_paper_has_its_tables():
+    assert PAPERS == ["dpi-glrp", "hybrid", "lorsum", "smt"]
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_every_table_is_made_in_three_forms_and_says_that_it_is_not_the_paper_s_protocol(paper, fake, tmp_path):
+    out = tmp_path / "tables"
+    assert paper_tables.main([paper, "--collected", str(fake.folder), "--out", str(out)]) == 0
+    specs = paper_tables.read_tables(paper)
+    assert {path.name for path in out.iterdir()} == {f"{s['id']}{x}" for s in specs for x in (".md", ".csv", ".tex")}
+    for path in out.glob("*.md"):
+        assert "NOT the paper's protocol: suite fake" in path.read_text()
+    for path in out.glob("*.tex"):
+        body = re.sub(r"\\[&%$#_{}]", "", path.read_text())
+        rows = [line for line in body.splitlines() if line.endswith(r"\\")]
+        widths = {
+            1 + line.count("&") + sum(int(n) - 1 for n in re.findall(r"multicolumn{(\d+)}", line)) for line in rows
+        }
+        assert len(widths) == 1, path  # as many cells in every row
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_evals_and_methods_that_tables_name_are_there(paper):
+    from evidence.names import FAMILIES
+    from harness.plugins import find_plugin
+
+    for spec in paper_tables.read_tables(paper):
+        named = spec["methods"].values() if isinstance(spec["methods"], dict) else spec["methods"]
+        assert set(named) <= set(FAMILIES)
+        for name in [e for row in spec.get("rows", []) for e in row["evals"]] + spec.get("evals", []):
+            assert find_plugin("evals", name)
+        if "reported" in spec:
+            numbers = read_reported(paper, spec["reported"])
+            for row in spec["rows"]:
+                assert chosen(numbers, row["reported"]), (spec["id"], row["title"])
+
+
+def test_hybrid_s_table_holds_every_reported_number(fake):
+    table = paper_tables.build("hybrid", fake)["table1"]
+    with open(ROOT / "papers/hybrid/reported/table1.csv", newline="") as lines:
+        source = list(csv.DictReader(lines))
+    told = [record for record in table.records if record["origin"] == "reported"]
+    assert len(told) == len(source) == 108
+    assert sorted(str(r["average"]) for r in told if r["average"] is not None) == sorted(
+        str(float(r["average"])) for r in source if r["average"]
+    )
+    text = markdown(table)
+    assert text.count("damaged") == sum(r["state"] != "legible" for r in source)
+    assert "not run" in text
+
+
+def test_cells_show_every_run_and_average_what_may_be_averaged(fake):
+    table = paper_scores.scores_table("hybrid", SPEC, fake)
+    headlines, arithmetic = rows_of(table, "Headlines"), rows_of(table, "Arithmetic")
+    assert headlines["SMT"][0] == "not run" and set(rows_of(table, "elsewhere")["LoRA"]) == {"not run", ""}
+    assert "‡" in headlines["LoRA"][0] and "(1 of 2)" in headlines["LoRA"][1]
+    assert "†" in headlines["DoRA"][0] and "(1 of 2)" in headlines["DoRA"][1]
+    assert arithmetic["LoRA"][0].startswith("diverged ·") and "(1 of 2)" in arithmetic["LoRA"][1]
+    both = rows_of(table, "both")["LoRA"]
+    assert "diverged" in both[0] and both[1] == "—"  # seed 0 diverged on one, seed 1 is stale on the other
+    assert any("stale" in note for note in table.notes) and any("torch 2.12.0" in note for note in table.notes)
+    assert latex(table, "t").count("\\midrule") == 4
+
+
+def test_less_reported_stands_only_on_the_paper_s_own_model(fake, monkeypatch):
+    spec = {**SPEC, "rows": [{"title": "Headlines", "evals": ["headlines-test"], "reported": {"benchmark": "GLUE"}}]}
+    spec |= {"reported": "table1.csv", "models": {"BloomZ-7B1": "tiny-llama"}, "margin": 100.0}
+    table = paper_scores.scores_table("hybrid", spec, fake)
+    assert [subs[-1] for _, subs in table.heads[:2]] == ["less reported", "tier"]
+    row = rows_of(table, "Headlines")["Full FT"]
+    assert row[3].startswith("equivalent within ±100")
+
+
+def test_a_table_that_asks_for_what_is_not_there_is_refused(fake, tmp_path, monkeypatch, capsys):
+    assert paper_tables.main(["nobody", "--collected", str(fake.folder), "--out", str(tmp_path)]) == 2
+    assert "no such paper" in capsys.readouterr().err
+    (tmp_path / "papers" / "x").mkdir(parents=True)
+    monkeypatch.setattr(paper_tables, "ROOT", tmp_path)
+    for text, said in (
+        ("- {id: a, title: t, kind: pie}", "table a: it needs id, title, and a kind"),
+        ("- {id: a, title: t, kind: costs, method: [lora]}", "table a knows no method"),
+    ):
+        (tmp_path / "papers" / "x" / "tables.yaml").write_text(text)
+        with pytest.raises(EvidenceError, match=said):
+            paper_tables.read_tables("x")
+    with pytest.raises(EvidenceError, match="no such file of reported numbers"):
+        read_reported("hybrid", "table9.csv")
+
+
+# --------------------------------------------------------------------------- means over benchmarks
+
+
+def pool(values: np.ndarray, seeds=(0, 1, 2)) -> Pool:
+    runs = [
+        Run(seed, float(row.mean()), "ok", "score", "", "", "", "s") for seed, row in zip(seeds, values, strict=True)
+    ]
+    items = ItemValues(values, tuple(map(str, range(values.shape[1]))))
+    return Pool(runs, spread([r.value for r in runs]), None, tuple(seeds), "", values.shape[1], None, items)
+
+
+def test_a_mean_over_benchmarks_has_each_seed_s_mean_and_the_strata_s_variance():
+    draw = np.random.default_rng(0)
+    parts = [draw.normal(mean, 5, (3, n)) for mean, n in ((80, 40), (20, 200), (50, 7))]
+    mean = mean_pool([pool(part) for part in parts])
+    expected = np.stack([part.mean(1) for part in parts]).mean(0)
+    np.testing.assert_allclose([run.value for run in mean.runs], expected)
+    np.testing.assert_allclose(mean.items.values.mean(1), expected)
+    strata = sum(part.mean(0).var(ddof=1) / part.shape[1] for part in parts) / len(parts) ** 2
+    error = (mean.interval.high - mean.interval.low) / 2 / 1.959964
+    assert error == pytest.approx(strata**0.5, rel=0.08)  # the pieces' own n - 1 against N - 1
+    assert mean.n_items == 247 and mean.spread.n == 3
+
+
+def test_a_seed_without_one_of_the_benchmarks_is_in_no_mean():
+    draw = np.random.default_rng(0)
+    whole, short = pool(draw.normal(size=(3, 9))), pool(draw.normal(size=(3, 9)))
+    short.runs[1] = Run(1, None, "oom", "train", "too large", "", "", "s")
+    short.used, short.items = (0, 2), ItemValues(short.items.values[[0, 2]], short.items.names)
+    mean = mean_pool([whole, short])
+    assert mean.used == (0, 2) and [run.status for run in mean.runs] == ["ok", "oom", "ok"]
+
+
+# --------------------------------------------------------------------------- the share of a gap
+
+
+def test_fieller_covers_the_true_share_and_refuses_no_gap():
+    draw, covered, refused, count = np.random.default_rng(1), 0, 0, 400
+    for _ in range(count):
+        item = draw.normal(0, 10, 300)
+        low, high = (item + shift + draw.normal(0, 4, (4, 300)) for shift in (0.0, 3.0))
+        method = item + 1.8 + draw.normal(0, 4, (4, 300))
+        found = share_closed(method, low, high)
+        covered += found.low <= 0.6 <= found.high
+        refused += share_closed(method, low, low + draw.normal(0, 4, (4, 300))).value is None
+    assert covered / count >= 0.93 and refused / count >= 0.9
+
+
+def test_the_share_is_the_ratio_and_its_bounds_solve_fieller_s_equation():
+    draw = np.random.default_rng(2)
+    low, high, method = (draw.normal(shift, 1, (5, 80)) for shift in (0.0, 2.0, 1.0))
+    found = share_closed(method, low, high)
+    assert found.value == pytest.approx((method - low).mean() / (high - low).mean())
+    assert found.low < found.value < found.high
+    lowered = share_closed(-method, -low, -high)  # a score that is better when lower
+    assert (lowered.value, lowered.low, lowered.high) == pytest.approx((found.value, found.low, found.high))
+    whole = share_closed(high, low, high)
+    assert whole.value == 1.0 and whole.low == pytest.approx(1.0) and whole.high == pytest.approx(1.0)
+
+
+# --------------------------------------------------------------------------- notebooks
+
+
+@pytest.mark.parametrize("name", ["paper_tables", "compare_two_methods"])
+def test_notebooks_are_stripped_and_read_parquet_only(name):
+    content = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", 4)
+    code = [cell for cell in content["cells"] if cell["cell_type"] == "code"]
+    assert all(not cell["outputs"] and cell["execution_count"] is None for cell in code)
+    source = "\n".join(cell["source"] for cell in code)
+    assert "Collected(folder)" in source and "harness" not in source and ".json" not in source
+
+
+@pytest.mark.parametrize("name", ["paper_tables", "compare_two_methods"])
+def test_notebooks_run_and_leave_nothing_behind(name, tmp_path_factory, tmp_path):
+    folder = tmp_path_factory.mktemp("n") / "fake"
+    collected(folder, failures=False, seeds=(0, 1, 2), variants=MANY)
+    before = set(ROOT.iterdir())
+    out = tmp_path / f"{name}.ipynb"
+    notebook.execute(ROOT / "notebooks" / f"{name}.ipynb", folder / "collected", out)
+    outputs = [o for cell in json.loads(out.read_text())["cells"] for o in cell.get("outputs", [])]
+    assert any("image/png" in o.get("data", {}) for o in outputs)
+    said = "".join("".join(o.get("text", "")) for o in outputs)
+    assert ("paper hybrid: table1, fig1" if name == "paper_tables" else "Full FT less LoRA") in said
+    assert {p for p in ROOT.iterdir() if Path(p).name.startswith("kernel")} <= before
