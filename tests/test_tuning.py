@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from harness import record, retry, search, train, tune
+from harness import dag, progress, record, retry, search, train, tune
 from harness.cells import train_record
 from harness.contract import Labelled, choice, log_uniform
 from harness.failures import UserError
@@ -100,6 +100,33 @@ def test_what_the_suite_fixes_is_not_searched_unless_listed(tmp_path):
 def test_an_unfair_or_impossible_budget_is_refused(tmp_path, tuning, message):
     with pytest.raises(UserError, match=message):
         load(tmp_path, tuning=tuning)
+
+
+def test_without_validation_examples_there_is_nothing_to_choose_by(tmp_path):
+    with pytest.raises(UserError, match="full has no validation examples to choose by"):
+        load(tmp_path, protocol={**SUITE["protocol"], "validation_examples": 0})
+
+
+def test_a_hyperparameter_that_depends_on_the_seed_cannot_be_tuned(tmp_path):
+    rule = {"when": {"seed": 1}, "set": {"variant.learning_rate": 0.1}}
+    with pytest.raises(UserError, match="cannot depend on the seed in a suite that tunes"):
+        load(tmp_path, overrides=[rule])
+
+
+def test_stages_and_lines_of_progress_name_the_trials(suite):
+    assert dag.stages(suite).startswith("Suite mini, cells by stage: trial 12, tune 2, train 4,")
+    trial = trials(suite, "lora-r2")[2]
+    assert json.loads(dag.identity(trial, trial.key)) == {**trial.identity, "stage": "trial", "key": trial.key}
+    finish(trial, 0.4567)
+    content = record.read(train_record(trial))
+    line = progress.line(suite.results, train_record(trial), content, 1.0)
+    assert line == "trial tiny-llama/generated-labels/lora-r2/trial2/seed1000  ok  validation 0.4567  1.0 s"
+    done = tuned(suite, [0.5, 0.5, 0.4, 0.4, 0.6, 0.6])
+    chosen = trials(suite, "lora-r2")[2].values["learning_rate"]
+    line = progress.line(suite.results, suite.tunings[(*CELL, "lora-r2")].record, done, 0.2)
+    assert line == f"tune tiny-llama/generated-labels/lora-r2  ok  trial 2 learning_rate {chosen}  0.2 s"
+    kinds = {job["stage"] for job in suite.plan()["jobs"]}
+    assert {"trial", "tune"} < kinds and len(suite.plan()["jobs"]) == 12 + 2 + 5 + 5 + 6
 
 
 # --------------------------------------------------------------------------- keys
