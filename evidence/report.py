@@ -24,6 +24,7 @@ from evidence.report_rows import cost_rows, difference_text, score_rows, told_ap
 from evidence.report_trainings import trainings
 from evidence.style import styles
 from evidence.summary import failed_rows
+from evidence.tuning_table import tuning_table
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = Path(__file__).resolve().parent / "page"  # templates, style sheet, script
@@ -64,6 +65,7 @@ def _context(collected: Collected, results: Path, paper: str) -> dict[str, Any]:
         "findings": findings(scores, costs, failed),
         "scores": scores,
         "costs": costs,
+        "tuning": tuning_table(collected, "Tuning"),
         "failed": failed,
         "figures": figures,
         "claims": _claims(collected, paper),

@@ -91,6 +91,7 @@ class Tried:
     tokens: int
     seconds: float
     examples: int | None  # of validation
+    stale: int  # runs of another specification than the plan's
 
     @property
     def cell(self) -> tuple[str, str, str]:
@@ -126,6 +127,7 @@ def _tried(rows: pd.DataFrame) -> Tried:
         int(rows["tokens"].sum()),
         float(rows["seconds"].sum()),
         int(examples.max()) if len(examples) else None,
+        int(rows["stale"].astype(bool).sum()),
     )
 
 

@@ -7,6 +7,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from evidence.layout import Group, Table
+from evidence.pools import STALE
 from evidence.trials import Trial, Tried, tried
 
 if TYPE_CHECKING:
@@ -41,10 +42,11 @@ def tuning_table(collected: Collected, title: str) -> Table | None:
     for search in found:
         lines = [search.identity["model_label"], search.identity["corpus_label"], *_described(search)]
         group = groups.setdefault(search.cell[:2], Group(lines))
-        group.rows.append([search.identity["variant_label"], *_cells(search)])
+        mark = STALE if search.stale else ""
+        group.rows.append([search.identity["variant_label"] + mark, *_cells(search)])
         table.records += [_record(search, trial) for trial in search.trials]
     table.groups = list(groups.values())
-    table.notes = [*NOTES, *_failures(found), *_not_tuned(collected)]
+    table.notes = [*NOTES, *_stale(found), *_failures(found), *_not_tuned(collected)]
     return table
 
 
@@ -129,6 +131,12 @@ def _failures(found: list[Tried]) -> list[str]:
         for search in found
         for trial in search.failed
     ]
+
+
+def _stale(found: list[Tried]) -> list[str]:
+    """A note where trials belong to another specification than the suite's present one."""
+    told = f"{STALE} stale: some trials were run for another specification than the suite's present one."
+    return [told] if any(search.stale for search in found) else []
 
 
 def _not_tuned(collected: Collected) -> list[str]:

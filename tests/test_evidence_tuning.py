@@ -110,6 +110,13 @@ def test_seeds_of_a_trial_are_averaged_and_one_failure_fails_it(tmp_path):
     assert [(t.number, t.status) for t in tried(frame)[1].failed] == [(2, "oom")]
 
 
+def test_trials_of_another_specification_are_marked(evidence):
+    assert not any("stale" in note for note in tuning_table(evidence, "Tuning").notes)
+    old = types.SimpleNamespace(suite={}, trials=evidence.trials.assign(stale=evidence.trials["variant"] == "lora"))
+    table = tuning_table(old, "Tuning")
+    assert [row[0] for row in table.groups[0].rows] == ["Full FT", "LoRA‡"] and "stale" in table.notes[4]
+
+
 # --------------------------------------------------------------------------- the expected best
 
 
@@ -172,6 +179,13 @@ def test_every_score_has_its_methods_tuning_budget_beside_it(evidence):
     }
     column = next(name for name in rows["lora"] if name.startswith("Tiny Llama") and name.endswith("tuned with"))
     assert rows["lora"][column] == "3 trials, 0.153 M tokens, 10 s" and rows["dora"][column] == "—"
+
+
+def test_the_report_has_the_search_too(evidence, tmp_path):
+    from evidence.report import build
+
+    text = build(evidence, evidence.folder.parent, tmp_path / "report").read_text()
+    assert 'href="#tuning"' in text and "learning rate 0.0001" in text and "1 (1 diverged)" in text
 
 
 def test_a_suite_that_does_not_tune_has_no_such_column_table_or_figure(tmp_path):
