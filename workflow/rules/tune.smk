@@ -50,5 +50,5 @@ rule tune:
         f"{R}/logs/tune/{{model}}/{{corpus}}/{{variant}}.log",
     priority: 40
     shell:
-        "python -m harness.supervise tune --cold --record {output} --log {log} --threads 1"
+        "python -m harness.supervise tune --record {output} --log {log} --threads 1"
         " --identity {params.identity:q} -- " + CELL
