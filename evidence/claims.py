@@ -1,67 +1,58 @@
 """Does a paper's claim hold? ``python -m evidence.claims hybrid --collected results/hybrid/collected``.
 
-``papers/<paper>/claims.yaml`` lists claims: a paraphrase, where it stands, and the comparison that would support it.
+``papers/<paper>/claims.yaml`` lists claims: a paraphrase, where it stands, and the comparison that would support it. A method
+is a family (its plain variant is meant) or ``{method: lorsum, metric: shampoo}``, the first variant with these values.
 
-    above    the method's score is above each other method's by more than ``margin``
-    within   it is no more than ``margin`` below
-    cost     a ratio of costs (``of``: time, memory or start) to the other method's is at most ``ratio``
-    none     nothing here decides it; ``why`` says so
+    above       the method's score is above each other method's by more than ``margin``
+    within      it is no more than ``margin`` below
+    plateau     its score rises with its size, and faster than each other's
+    cost        a ratio of costs (``of``: time, memory or start) to the other method's is at most ``ratio``
+    sizes       such ``ratios`` hold on every model, of two or more
+    iterations  a refresh takes fewer iterations than each other's
+    shift, early, steady, norms    what happens during training (``evidence.claim_curves``)
+    none        nothing here decides it; ``why`` says so
 
-A comparison of scores is ``evidence.paired``'s: supported or contradicted where its interval lies on one side, else
-undecided, with the seeds that it would take at least, if the difference stayed what it is. A claim is contradicted where
-one of its comparisons is, and supported where all are; its intervals hold together with 95 % confidence. Another suite
-than the paper's own says "protocol differs" beside the verdict.
+A comparison is supported or contradicted where its interval lies on one side, else undecided, with the seeds that it would
+take at least, if the difference stayed what it is; fewer than three seeds decide nothing. A claim is contradicted where one of
+its comparisons is, and supported where all are; its intervals hold together with 95 % confidence. Another suite than the
+paper's own says "protocol differs" beside the verdict.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import NormalDist
-from typing import Any
 
 import yaml
 
 from evidence.cells import EvidenceError
+from evidence.claim_costs import COSTS, cost_findings, iteration_findings, size_findings
+from evidence.claim_curves import KINDS as CURVE_KINDS
+from evidence.claim_curves import curve_findings
+from evidence.claim_scores import plateau_findings, score_findings
 from evidence.collected import Collected
-from evidence.names import family_of
-from evidence.paired import CONFIDENCE, Difference, paired_difference
-from evidence.pools import Panel, on_shared_seeds, panels
+from evidence.pools import Panel, panels
+from evidence.score_notes import left_out
+from evidence.score_table import names_of
+from evidence.verdicts import CONTRADICTED, NOT_RUN, SUPPORTED, UNDECIDED, Finding, Judged, fields_of
 
 ROOT = Path(__file__).resolve().parent.parent
-SUPPORTED, CONTRADICTED, UNDECIDED, NOT_RUN = "supported", "contradicted", "undecided", "not run"
-KINDS = ("above", "within", "cost", "none")
-FIELDS = {"id", "claim", "place", "kind", "method", "others", "evals", "margin", "of", "ratio", "why"}
-COSTS = {"time": "step_seconds_median", "memory": "memory_peak_bytes", "start": "prepare_seconds"}
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One comparison: its verdict and the numbers behind it."""
-
-    verdict: str
-    text: str
-
-
-@dataclass
-class Judged:
-    """A claim with all its findings."""
-
-    claim: dict[str, Any]
-    findings: list[Finding] = field(default_factory=list)
-
-    @property
-    def verdict(self) -> str:
-        found = [finding.verdict for finding in self.findings]
-        if not found:
-            return NOT_RUN
-        if CONTRADICTED in found:
-            return CONTRADICTED
-        return SUPPORTED if set(found) == {SUPPORTED} else UNDECIDED
+COMMON = {"id", "claim", "place", "kind"}
+PAIR = {"method", "others"}
+KINDS: dict[str, tuple[set[str], set[str]]] = {  # fields that a kind needs, and those that it may have
+    "above": (PAIR, {"margin", "evals"}),
+    "within": (PAIR, {"margin", "evals"}),
+    "plateau": (PAIR, set()),
+    "cost": (PAIR | {"of", "ratio"}, set()),
+    "sizes": (PAIR | {"ratios"}, set()),
+    "iterations": (PAIR, set()),
+    "shift": ({"method"}, set()),
+    "early": (PAIR, {"share"}),
+    "steady": (PAIR, set()),
+    "norms": (PAIR | {"start", "epoch"}, set()),
+    "none": ({"why"}, set()),
+}
 
 
 def read_claims(path: Path) -> list[dict]:
@@ -69,111 +60,43 @@ def read_claims(path: Path) -> list[dict]:
     claims = yaml.safe_load(path.read_text(encoding="utf-8"))
     seen = set()
     for number, claim in enumerate(claims, 1):
-        name = claim.get("id", f"number {number}")
-        unknown, kind = set(claim) - FIELDS, claim.get("kind")
-        wanted = {"id", "claim", "place"} | {"none": {"why"}, "cost": {"method", "others", "of", "ratio"}}.get(
-            kind, {"method", "others"}
-        )
-        if kind not in KINDS or unknown or wanted - set(claim) or name in seen:
+        name, kind = claim.get("id", f"number {number}"), claim.get("kind")
+        needed, allowed = KINDS.get(kind, (set(), set()))
+        missing, unknown = (COMMON | needed) - set(claim), set(claim) - COMMON - needed - allowed
+        costs = {claim["of"]} if "of" in claim else set(claim.get("ratios", ()))
+        if kind not in KINDS or unknown or missing or name in seen or costs - set(COSTS):
             raise EvidenceError(
-                f"{path}: claim {name}: kind is one of {', '.join(KINDS)}; missing: {', '.join(sorted(wanted - set(claim)))}; "
-                f"unknown: {', '.join(sorted(unknown))}" + ("; its id is taken" if name in seen else "")
+                f"{path}: claim {name}: kind is one of {', '.join(KINDS)}; missing: {', '.join(sorted(missing))}; "
+                f"unknown: {', '.join(sorted(unknown | (costs - set(COSTS))))}"
+                + ("; its id is taken" if name in seen else "")
             )
         seen.add(name)
     return claims
 
 
-def judge_claims(claims: list[dict], collected: Collected) -> list[Judged]:
-    """Each claim against the evidence of a suite."""
-    found = panels(collected, reference=False)
-    judged = []
-    for claim in claims:
-        if claim["kind"] == "cost":
-            findings = list(_cost_findings(claim, collected))
-        else:
-            findings = _score_findings(claim, found) if claim["kind"] != "none" else []
-        judged.append(Judged(claim, findings))
-    return judged
+def judge_claims(claims: list[dict], collected: Collected, found: list[Panel]) -> list[Judged]:
+    """Each claim against the evidence of a suite; ``found``: its headline panels."""
+    fields = fields_of(collected.runs)
+    return [Judged(claim, _findings(claim, collected, found, fields)) for claim in claims]
 
 
-# --------------------------------------------------------------------------- scores
-
-
-def _score_findings(claim: dict, found: list[Panel]) -> list[Finding]:
-    """Every comparison of the claim; their intervals hold together (Bonferroni), as one of them may decide it."""
-    pairs = list(_pairs(claim, found))
-    confidence = 1 - (1 - CONFIDENCE) / max(1, len(pairs))
-    return [_finding(claim, *about, paired_difference(*arrays, confidence), confidence) for *about, arrays in pairs]
-
-
-def _pairs(claim: dict, found: list[Panel]) -> Iterator[tuple]:
-    """(panel, model, other method, (its values, the other's) on shared seeds) of each comparison that can be made."""
-    for panel in found:
-        if not any(panel.eval.startswith(name) for name in claim.get("evals", [""])):
-            continue
-        for model in dict.fromkeys(model for _, model in panel.pools):
-            own = _variant(panel, model, claim["method"])
-            for other in claim["others"]:
-                beside = _variant(panel, model, other)
-                arrays = own and beside and on_shared_seeds(panel.pools[own, model], panel.pools[beside, model])
-                if arrays:
-                    yield panel, model, other, arrays
-
-
-def _variant(panel: Panel, model: str, family: str) -> str | None:
-    """The suite's first variant of that family on this model: the plain one, before its ablations."""
-    return next((v for v, m in panel.pools if m == model and family_of(v) == family), None)
-
-
-def _finding(claim: dict, panel: Panel, model: str, other: str, d: Difference, confidence: float) -> Finding:
-    sign = -1 if panel.first("lower_is_better", False) else 1
-    value, (low, high) = sign * d.value, sorted((sign * d.low, sign * d.high))
-    bar = claim.get("margin", 0.0) * (1 if claim["kind"] == "above" else -1)
-    verdict = SUPPORTED if low > bar else CONTRADICTED if high < bar else UNDECIDED
-    text = f"{panel.label}, {model}: {value:+.2f} [{low:+.2f}, {high:+.2f}] against {other}"
-    if d.kind == "items only":
-        text += ", items only"
-        verdict = UNDECIDED  # another seed might have it otherwise
-    if verdict == UNDECIDED and d.error and value != bar:
-        text += f"; at least {seeds_to_decide(d, value - bar, confidence)} seeds of {d.items} items would decide"
-    return Finding(verdict, text)
-
-
-def seeds_to_decide(d: Difference, distance: float, confidence: float) -> int:
-    """Seeds at which an interval whose error shrinks with the root of their number excludes the bar."""
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    return max(d.seeds + 1, math.ceil(d.seeds * (z * d.error / distance) ** 2))
-
-
-# --------------------------------------------------------------------------- costs
-
-
-def _cost_findings(claim: dict, collected: Collected) -> Iterator[Finding]:
-    """Ratios of medians; the machine had nothing else to do, and there is no interval over machines."""
-    column = COSTS[claim["of"]]
-    costs = collected.costs
-    costs = costs[costs["status"] == "ok"] if len(costs) else costs
-    for (model, corpus), rows in costs.groupby(["model", "corpus"], sort=False) if len(costs) else []:
-        values = {}
-        for variant, value in zip(rows["variant"], rows[column], strict=True):
-            values.setdefault(family_of(variant), value)
-        for other in claim["others"]:
-            one, base = values.get(claim["method"]), values.get(other)
-            if one is None or not base or one != one or base != base:
-                continue
-            ratio = one / base
-            verdict = SUPPORTED if ratio <= claim["ratio"] else CONTRADICTED
-            yield Finding(
-                verdict,
-                f"{model}, {corpus}: {claim['of']} {ratio:.2f} of {other}'s; claimed at most {claim['ratio']:g}",
-            )
+def _findings(claim: dict, collected: Collected, found: list[Panel], fields: dict) -> list[Finding]:
+    kind = claim["kind"]
+    if kind in ("above", "within"):
+        return score_findings(claim, found, fields)
+    if kind == "plateau":
+        return plateau_findings(claim, found, collected.runs)
+    if kind in CURVE_KINDS:
+        return curve_findings(claim, collected, fields)
+    costs = {"cost": cost_findings, "sizes": size_findings, "iterations": iteration_findings}
+    return costs[kind](claim, collected, fields) if kind in costs else []
 
 
 # --------------------------------------------------------------------------- the page
 
 
-def page(paper: str, judged: list[Judged], suite: dict) -> str:
-    """Markdown: a row a claim, and under the table every comparison."""
+def page(paper: str, judged: list[Judged], suite: dict, missing: list[str]) -> str:
+    """Markdown: a row a claim, and under the table every comparison. ``missing``: runs that enter none of them."""
     own = suite["suite"] == paper
     lines = [f"# Claims of `{paper}` against suite `{suite['suite']}`", ""]
     if not own:
@@ -192,7 +115,22 @@ def page(paper: str, judged: list[Judged], suite: dict) -> str:
     for each in judged:
         if each.findings:
             lines += ["", f"## {each.claim['claim']}", "", *(f"- {f.verdict}: {f.text}" for f in each.findings)]
+    if missing:
+        lines += ["", "## Runs that enter no comparison", "", *(f"- {line}" for line in missing)]
     return "\n".join(lines) + "\n"
+
+
+def _without_cost(collected: Collected) -> list[str]:
+    """Costs that failed, are missing or may not be compared."""
+    lines = []
+    for row in collected.costs.to_dict("records"):
+        why = row["status"] if row["status"] != "ok" else "stale" if row["stale"] else ""
+        why = why or (f"other software ({row['other_stack']})" if row["other_stack"] else "")
+        if why:
+            because = f" ({row['reason']})" if row["reason"] else ""
+            where = f"{row['model_label']}, {row['corpus_label']}, {row['variant_label']}"
+            lines.append(f"Left out: cost of {where}: {why}{because}.")
+    return lines
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -206,7 +144,9 @@ def main(argv: list[str] | None = None) -> int:
         if not path.is_file():
             raise EvidenceError(f"{path} does not exist: no such paper, or none of its claims is written down")
         collected = Collected(arguments.collected)
-        text = page(arguments.paper, judge_claims(read_claims(path), collected), collected.suite)
+        claims, found = read_claims(path), panels(collected, reference=False)
+        missing = left_out(found, names_of(collected)) + _without_cost(collected)
+        text = page(arguments.paper, judge_claims(claims, collected, found), collected.suite, missing)
     except EvidenceError as error:
         print(error, file=sys.stderr)
         return 2

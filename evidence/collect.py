@@ -21,7 +21,8 @@ curves.parquet: one row per number: status, stale, other_stack, step, name (loss
 items.parquet: one row per training x eval x item: eval, stale, item, grade (JSON), its numeric fields as grade.<field>
 costs.parquet: one row per model x corpus x variant, measured with the machine to itself: status, reason, stale, stack,
     other_stack, threads, batch_tokens (of a step), tokens_per_second, epoch_steps (of one pass),
-    step_seconds_{median,q25,q75,n}, epoch_seconds_{median,q25,q75}, memory_{weights,gradients,gradients_at_peak,
+    step_seconds_{median,q25,q75,n,all (JSON, of the same batches for each method)}, epoch_seconds_{median,q25,q75},
+    memory_{weights,gradients,gradients_at_peak,
     optimizer,activations,peak}_bytes (live tensors), memory_rss_peak_bytes (process), memory_cuda_*_bytes,
     flops_per_step, attach_seconds, prepare_seconds, instrument_overhead (share of a step),
     refresh_{seconds,first_seconds,every}, warmup_{seconds (a step),steps,peak_bytes}, whole_{seconds,steps} (a training)

@@ -53,7 +53,7 @@ def cost_table(collected: Collected, title: str) -> Table | None:
         for _, row in rows.iterrows():
             texts = _cells(row, full.iloc[0] if len(full) else None, device, list(extra))
             group.rows.append([row["variant_label"], *texts])
-            table.records.append({name: value for name, value in row.items() if value == value})
+            table.records.append({n: value for n, value in row.items() if n != "step_seconds_all" and value == value})
         table.groups.append(group)
     table.notes = _notes(costs)
     return table

@@ -195,6 +195,7 @@ def _cost_facts(found: Outcome) -> dict[str, Any]:
         row[name] = record.get(name)
     for name in ("median", "q25", "q75", "n"):
         row[f"step_seconds_{name}"] = dig(record, "seconds", name)
+    row["step_seconds_all"] = json.dumps(dig(record, "seconds", "all") or [])
     for name in ("median", "q25", "q75"):
         row[f"epoch_seconds_{name}"] = _epoch_seconds(row, name, record.get("epoch_seconds"), steps)
     for name, value in (record.get("memory") or {}).items():

@@ -11,6 +11,7 @@ benchmark that may be averaged, or no cost, its cell says why and no number stan
 
 from __future__ import annotations
 
+import json
 import zlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ from evidence.aggregate import DRAWS, Estimate, Scores, estimate, improvement, i
 from evidence.cells import BASELINES
 from evidence.layout import Group, Table
 from evidence.paired import LEAST_SEEDS
-from evidence.pareto import drawn_times, membership
+from evidence.pareto import drawn_medians, membership
 from evidence.pools import OTHER_STACK, STALE, Panel, Pool, panels
 from evidence.score_notes import left_out
 from evidence.score_table import names_of
@@ -188,9 +189,9 @@ def _fronts(one: Overview, collected: Collected, scored: list[Panel], drawn: dic
     times = np.zeros((DRAWS, len(placed)))
     for k in range(len(corpora)):
         rows = [parts[v][k] for v in placed]
-        columns = [np.array([row[f"step_seconds_{n}"] for row in rows], float) for n in ("median", "q25", "q75", "n")]
-        whole = np.array([_seconds(row) for row in rows])
-        times += whole * drawn_times(*columns, rng, DRAWS) / columns[0]
+        steps = [json.loads(row["step_seconds_all"]) or [row["step_seconds_median"]] for row in rows]
+        scale = np.array([_seconds(row) / row["step_seconds_median"] for row in rows])
+        times += scale * drawn_medians(steps, rng, DRAWS)
     found = membership(np.stack(quality, 1), times, np.array([one.methods[v].memory for v in placed]))
     for v, share in zip(placed, found, strict=True):
         one.methods[v].front = float(share)

@@ -1,21 +1,17 @@
 """Who is on the front of quality, time and memory, and how sure that is: the share of draws in which nobody is better.
 
 A method is off the front where another is at least as good in all three and better in one. Quality comes from the bootstrap
-of ``evidence.aggregate``; the logarithm of a time is drawn as normal with the error of a median of so many steps; memory is
-counted, not sampled. Times and memory are the ``cost`` stage's, on one machine: what the probability does not cover is
-another machine.
+of ``evidence.aggregate``, and time from one of the timed steps, whose batches all methods share; memory is counted, not
+sampled. Times and memory are the ``cost`` stage's, on one machine: what the probability does not cover is another machine.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np
-
-QUARTILES = 1.349  # the distance between a normal's quartiles, in standard deviations
-MEDIAN = math.sqrt(math.pi / 2)  # how much wider a median's error is than a mean's
 
 
 def on_front(quality: np.ndarray, time: np.ndarray, memory: np.ndarray) -> np.ndarray:
@@ -33,12 +29,13 @@ def membership(quality: np.ndarray, time: np.ndarray, memory: np.ndarray) -> np.
     return on_front(quality, time, memory).mean(0)
 
 
-def drawn_times(
-    median: np.ndarray, low: np.ndarray, high: np.ndarray, count: np.ndarray, rng: np.random.Generator, draws: int
-) -> np.ndarray:
-    """(draws, methods) around medians of ``count`` steps with these quartiles; no spread where they are not known."""
+def drawn_medians(steps: Sequence[Sequence[float]], rng: np.random.Generator, draws: int) -> np.ndarray:
+    """(draws, methods): the median of each method's steps, drawn with replacement; equally many steps are drawn alike."""
     import numpy as np
 
-    with np.errstate(invalid="ignore", divide="ignore"):
-        error = np.nan_to_num(MEDIAN * np.log(high / low) / QUARTILES / np.sqrt(count))
-    return median * np.exp(error * rng.normal(size=(draws, len(median))))
+    place = rng.random((draws, max(map(len, steps))))
+    found = np.empty((draws, len(steps)))
+    for column, times in enumerate(steps):
+        drawn = (place[:, : len(times)] * len(times)).astype(int)
+        found[:, column] = np.median(np.asarray(times, float)[drawn], axis=1)
+    return found

@@ -58,6 +58,13 @@ class Project:
         """The mini suite, with other values for some of its keys."""
         (self.folder / "config" / "mini.yaml").write_text(yaml.safe_dump({**SUITE, **changes}))
 
+    def claim(self, kind: str, margin: float) -> None:
+        """The suite's only claim, as if a paper had made it."""
+        claim = {"id": "one", "claim": "LoRA is better", "place": "here", "kind": kind, "margin": margin}
+        path = self.folder / "papers" / self.suite / "claims.yaml"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(yaml.safe_dump([{**claim, "method": "lora", "others": ["full"]}]))
+
     def edit(self, file: str, old: str, new: str) -> None:
         path = self.folder / file
         text = path.read_text()

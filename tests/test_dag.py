@@ -28,6 +28,7 @@ def below_runs(plan: set[str]) -> set[str]:
 def project(tmp_path_factory):
     """A finished run of the mini suite; tests edit it and put it back."""
     made = Project(tmp_path_factory.mktemp("project"))
+    made.claim("above", margin=1.0)
     made.run()
     return made
 
@@ -114,6 +115,15 @@ def test_changing_a_plot_trains_nothing(finished):
     plan = finished.plan()
     assert plan and not below_runs(plan)
     assert any(path.startswith("figures") for path in plan)
+
+
+def test_another_margin_of_a_claim_judges_again_and_nothing_else(finished):
+    finished.claim("above", margin=2.0)
+    assert finished.plan() == {"claims.md", "complete"}
+    finished.claim("within", margin=1.0)
+    assert finished.plan() == {"claims.md", "complete"}
+    finished.claim("above", margin=1.0)
+    assert finished.plan() == set()
 
 
 def test_pinned_code_keeps_paid_runs(finished):

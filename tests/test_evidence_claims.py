@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import types
 
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats as scipy_stats
 
 from evidence import claims
 from evidence.cells import EvidenceError
+from evidence.claim_costs import cost_findings, iteration_findings, size_findings
+from evidence.claim_scores import score_findings
 from evidence.claims import CONTRADICTED, NOT_RUN, SUPPORTED, UNDECIDED, Judged, judge_claims, read_claims
 from evidence.pools import ItemValues, Panel, Pool
 from evidence.stats import Spread
+from evidence.verdicts import variant_of
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.normal(0, 10, (3, 400))
@@ -39,7 +44,7 @@ def panel(lower=False, **pools):
 
 def verdict(claim, *found):
     claim = {"id": "x", "claim": "c", "place": "p", **claim}
-    return Judged(claim, claims._score_findings(claim, list(found))).verdict
+    return Judged(claim, score_findings(claim, list(found), {})).verdict
 
 
 ABOVE = {"kind": "above", "method": "hybrid", "others": ["lora", "boft"]}
@@ -69,26 +74,114 @@ def test_two_seeds_decide_nothing_and_evals_may_be_named():
     two = panel(hybrid=pool(5, 2), lora=pool(0, 2, 0.1), boft=pool(0, 2, 0.1))
     assert verdict(ABOVE, two) == UNDECIDED
     assert verdict({**ABOVE, "evals": ["gsm8k"]}, two) == NOT_RUN
-    assert "items only" in claims._score_findings({"id": "x", **ABOVE}, [two])[0].text
+    assert "items only" in score_findings({"id": "x", **ABOVE}, [two], {})[0].text
 
 
 def test_the_plain_variant_stands_for_its_method_and_seeds_that_would_decide_are_told():
     found = panel(**{"hybrid": pool(0.3), "hybrid-sum": pool(9), "lora-r16": pool(0, noise=1), "boft": pool(-9)})
-    texts = [finding.text for finding in claims._score_findings({"id": "x", **ABOVE}, [found])]
+    texts = [finding.text for finding in score_findings({"id": "x", **ABOVE}, [found], {})]
     assert len(texts) == 2 and "seeds of 400 items would decide" in texts[0] and "+9" in texts[1]
 
 
-def test_costs_are_ratios_on_each_model():
-    rows = {"model": ["m"] * 3, "corpus": ["c"] * 3, "variant": ["full", "hybrid", "lora"], "status": ["ok"] * 3}
-    costs = pd.DataFrame({**rows, "step_seconds_median": [2.0, 1.0, np.nan], "memory_peak_bytes": [10, 6, 5]})
-    collected = types.SimpleNamespace(costs=costs)
+def costs(steps, memory=(10, 6, 5), models=("m",)):
+    """Full, Hybrid and LoRA with these steps on each model."""
+    rows = [
+        {"model": model, "corpus": "c", "variant": variant, "status": "ok", "stale": "", "other_stack": "",
+         "step_seconds_median": float(np.median(times)), "step_seconds_all": json.dumps(times),
+         "memory_peak_bytes": size, "prepare_seconds": 0.0}
+        for model in models
+        for variant, times, size in zip(("full", "hybrid", "lora"), steps, memory, strict=True)
+    ]  # fmt: skip
+    return types.SimpleNamespace(costs=pd.DataFrame(rows))
 
-    def found(**claim):
-        base = {"id": "x", "claim": "c", "place": "p", "kind": "cost", "method": "hybrid", "others": ["full", "lora"]}
-        return [f.verdict for f in claims._cost_findings({**base, **claim}, collected)]
 
-    assert found(of="time", ratio=0.5) == [SUPPORTED] and found(of="time", ratio=0.4) == [CONTRADICTED]
-    assert found(of="memory", ratio=0.6) == [SUPPORTED, CONTRADICTED]
+STEPS = ([2.0, 4.0, 2.2, 8.0], [1.0, 2.1, 1.1, 4.1], [0.9, 1.9, 1.0, 3.5])
+COST = {"id": "x", "claim": "c", "place": "p", "kind": "cost", "method": "hybrid", "others": ["full"]}
+
+
+def test_costs_are_ratios_step_by_step():
+    logs = np.log(np.array(STEPS[1]) / np.array(STEPS[0]))
+    low, high = np.exp(scipy_stats.ttest_1samp(logs, 0).confidence_interval(0.95))
+    (found,) = cost_findings({**COST, "of": "time", "ratio": 0.6}, costs(STEPS), {})
+    assert found.verdict == SUPPORTED and f"{np.exp(logs.mean()):.2f} [{low:.2f}, {high:.2f}]" in found.text
+    assert "4 steps of the same batches" in found.text
+    assert cost_findings({**COST, "of": "time", "ratio": 0.4}, costs(STEPS), {})[0].verdict == CONTRADICTED
+    (near,) = cost_findings({**COST, "of": "time", "ratio": 0.51}, costs(STEPS), {})
+    assert near.verdict == UNDECIDED and near.text.endswith("more timed steps would decide")
+    (uneven,) = cost_findings({**COST, "of": "time", "ratio": 0.9}, costs((STEPS[0][:3], *STEPS[1:])), {})
+    assert uneven.verdict == UNDECIDED and "not paired" in uneven.text
+
+
+def test_memory_is_counted_and_what_is_stale_enters_no_ratio():
+    both = {**COST, "others": ["full", "lora"], "of": "memory", "ratio": 0.6}
+    assert [f.verdict for f in cost_findings(both, costs(STEPS), {})] == [SUPPORTED, CONTRADICTED]
+    stale = costs(STEPS)
+    stale.costs.loc[stale.costs["variant"] == "full", "stale"] = "cost"
+    assert [f.verdict for f in cost_findings(both, stale, {})] == [CONTRADICTED]
+
+
+def test_savings_at_all_sizes_need_two_models():
+    claim = {**COST, "kind": "sizes", "ratios": {"time": 0.6, "memory": 0.6}}
+    one, two = (size_findings(claim, costs(STEPS, models=models), {}) for models in (("m",), ("m", "n")))
+    assert [f.verdict for f in one] == [UNDECIDED] * 2 and all("a second would be needed" in f.text for f in one)
+    assert [f.verdict for f in two] == [SUPPORTED] * 2 and "m, c: " in two[0].text and "n, c: " in two[0].text
+    wrong = size_findings({**claim, "ratios": {"memory": 0.5}}, costs(STEPS, models=("m", "n")), {})
+    assert [f.verdict for f in wrong] == [CONTRADICTED]
+
+
+def test_iterations_are_those_that_trainings_count():
+    def rows(plain, dynamic):
+        return pd.DataFrame(
+            {"model": "m", "corpus": "c", "variant": variant, "seed": seed, "status": "ok", "stale": "", "other_stack": "",
+             "facts": json.dumps({"iterations": count})}
+            for variant, counts in (("galore-power", plain), ("dpi-glrp", dynamic), ("full", [0, 0, 0]))
+            for seed, count in enumerate(counts)
+        )  # fmt: skip
+
+    claim = {"method": "dpi-glrp", "others": [{"method": "galore", "builder": "power"}]}
+    fields = {"galore-power": {"method": "galore", "builder": "power"}}
+
+    def judged(plain, dynamic):
+        (finding,) = iteration_findings(claim, types.SimpleNamespace(runs=rows(plain, dynamic)), fields)
+        return finding
+
+    fewer = judged([300, 310, 305], [200, 205, 210])
+    assert fewer.verdict == SUPPORTED and "galore (builder power): 0.67 [" in fewer.text
+    assert judged([200, 205, 210], [300, 310, 305]).verdict == CONTRADICTED
+    assert judged([300, 310, 305], [290, 330, 301]).verdict == UNDECIDED
+    two = judged([300, 310], [200, 205])
+    assert two.verdict == UNDECIDED and two.text.endswith("2 seeds; 3 seeds or more would be needed")
+
+
+def test_variants_of_one_method_are_told_by_hyper_parameters():
+    fields = {
+        "lorsum-k1": {"method": "lorsum", "metric": "kfac", "targets": ["q", "v"], "pairs": 1},
+        "lorsum-shampoo": {"method": "lorsum", "metric": "shampoo", "targets": ["q", "v"], "pairs": 1},
+    }
+    assert (
+        variant_of(fields, {"method": "lorsum", "metric": "shampoo", "targets": ["q", "v"]}, fields) == "lorsum-shampoo"
+    )
+    assert variant_of(fields, {"method": "lorsum", "metric": "none"}, fields) is None
+    assert variant_of(fields, "lorsum", fields) == "lorsum-k1" and variant_of(["lora-r8"], "lorsum", fields) is None
+    found = panel(**{"lorsum-k1": pool(5), "lorsum-shampoo": pool(0, noise=0.1)})
+    claim = {"id": "x", "kind": "above", "method": {"method": "lorsum", "metric": "kfac"},
+             "others": [{"method": "lorsum", "metric": "shampoo"}]}  # fmt: skip
+    (finding,) = score_findings(claim, [found], fields)
+    assert finding.verdict == SUPPORTED and "against lorsum (metric shampoo)" in finding.text
+
+
+def test_what_lies_at_the_floor_decides_nothing():
+    found = panel(hybrid=pool(0), lora=pool(0), boft=pool(0))
+    for made in found.pools.values():
+        made.at_floor = True
+    findings = score_findings({"id": "x", **WITHIN, "others": ["lora"]}, [found], {})
+    assert [f.verdict for f in findings] == [UNDECIDED] and "within noise of the floor" in findings[0].text
+
+
+def test_two_equal_seeds_decide_nothing_either():
+    two = panel(hybrid=pool(0, 2), full=pool(0, 2))
+    (finding,) = score_findings({"id": "x", **WITHIN}, [two], {})
+    assert finding.verdict == UNDECIDED and "items only" in finding.text
 
 
 @pytest.mark.parametrize("paper", ["hybrid", "smt", "lorsum", "dpi-glrp"])
@@ -108,6 +201,8 @@ def test_there_are_enough_claims():
         ("- {id: a, claim: c, place: p, kind: over, method: m, others: [x]}", "claim a: kind is one of"),
         ("- {id: a, claim: c, place: p, kind: above, method: m}", "claim a: .*missing: others"),
         ("- {id: a, claim: c, place: p, kind: none, why: w, colour: red}", "claim a: .*unknown: colour"),
+        ("- {id: a, claim: c, place: p, kind: cost, method: m, others: [x], of: money, ratio: 1}", "unknown: money"),
+        ("- {id: a, claim: c, place: p, kind: norms, method: m, others: [x], start: 5}", "missing: epoch"),
         (
             "- {id: a, claim: c, place: p, kind: none, why: w}\n- {id: a, claim: c, place: p, kind: none, why: w}",
             "its id is taken",
@@ -120,8 +215,7 @@ def test_a_wrong_claim_is_named(text, message, tmp_path):
         read_claims(tmp_path / "claims.yaml")
 
 
-def test_the_page_says_whose_protocol_it_is(monkeypatch):
-    monkeypatch.setattr(claims, "panels", lambda collected, reference: [panel(hybrid=pool(5), lora=pool(0, noise=0.1))])
+def test_the_page_says_whose_protocol_it_is_and_what_is_left_out():
     claim = {
         "id": "x",
         "claim": "Hybrid wins",
@@ -130,11 +224,13 @@ def test_the_page_says_whose_protocol_it_is(monkeypatch):
         "method": "hybrid",
         "others": ["lora"],
     }
-    judged = judge_claims([claim, {**claim, "id": "y", "kind": "none", "why": "no data"}], types.SimpleNamespace())
-    own, other = (claims.page("hybrid", judged, {"suite": name}) for name in ("hybrid", "quick"))
+    collected = types.SimpleNamespace(runs=pd.DataFrame(columns=["variant", "method", "hyperparameters"]))
+    found = [panel(hybrid=pool(5), lora=pool(0, noise=0.1))]
+    judged = judge_claims([claim, {**claim, "id": "y", "kind": "none", "why": "no data"}], collected, found)
+    own, other = (claims.page("hybrid", judged, {"suite": name}, ["Left out: a"]) for name in ("hybrid", "quick"))
     assert "| Hybrid wins | abstract | supported | 1 supported |" in own and "protocol differs" not in own.lower()
     assert "supported (protocol differs)" in other and "Protocol differs: this is not the paper's own" in other
-    assert "| not run | no data |" in own
+    assert "| not run | no data |" in own and "## Runs that enter no comparison\n\n- Left out: a" in own
 
 
 def test_errors_are_told(capsys, tmp_path):

@@ -95,14 +95,14 @@ def test_membership_is_a_share_of_draws():
     assert pareto.membership(quality, time, np.array([5.0, 4.0])).tolist() == [0.75, 1.0]
 
 
-def test_times_scatter_as_a_median_does():
-    rng = RNG(5)
-    steps = np.exp(rng.normal(0, 0.1, (20000, 25)))
-    true = np.log(np.median(steps, axis=1)).std()
-    quartiles = np.exp(np.array([-0.1, 0.1]) * 0.6745)
-    drawn = pareto.drawn_times(np.ones(1), quartiles[:1], quartiles[1:], np.array([25.0]), rng, 20000)
-    assert np.log(drawn).std() == pytest.approx(true, rel=0.05)
-    assert (pareto.drawn_times(np.ones(1), np.array([np.nan]), np.array([np.nan]), np.ones(1), rng, 9) == 1).all()
+def test_times_are_medians_of_drawn_steps():
+    steps = RNG(5).gamma(9.0, 0.1, 25)
+    drawn = pareto.drawn_medians([steps, 2 * steps, steps[:7]], RNG(6), 5000)
+    assert drawn[:, 1] == pytest.approx(2 * drawn[:, 0])  # the same steps in every draw
+    by_hand = [np.median(RNG(k).choice(steps, 25)) for k in range(3000)]
+    assert drawn[:, 0].mean() == pytest.approx(np.mean(by_hand), rel=0.02)
+    assert drawn[:, 0].std() == pytest.approx(np.std(by_hand), rel=0.1)
+    assert (pareto.drawn_medians([[3.0]], RNG(7), 4) == 3.0).all()
 
 
 # --------------------------------------------------------------------------- time to a target

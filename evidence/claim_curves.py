@@ -1,0 +1,212 @@
+"""Claims about what happens during training, from the logged curves: one number a seed, paired by seed.
+
+    shift   the weight of the low-rank branch (Hybrid's lambda) is above a half early, below it late, and falls
+    early   the loss of the first part of training lies below each other method's
+    steady  the gradient norm fluctuates less, relative to itself, than each other method's
+    norms   gradient norms start above a value and have levelled off by some epoch
+
+Early and late are the first and the last fifth of the steps. The fluctuation is the mean absolute change of the norm's
+logarithm from step to step: no unit, and a trend hardly moves it. That measure, and "levelled off" (less than 10 % from one
+epoch to the next), are ours: the papers give none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from evidence.paired import CONFIDENCE, LEAST_SEEDS, paired_difference
+from evidence.verdicts import (
+    CONTRADICTED,
+    SUPPORTED,
+    UNDECIDED,
+    Finding,
+    name_of,
+    of_seeds,
+    over_seeds,
+    shown,
+    side,
+    variant_of,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from evidence.collected import Collected
+
+FIFTH = 0.2
+LEVEL = math.log(1.1)
+LEAST_VALIDATIONS = 3  # of the early part, for its area; else the training loss, whose batches all methods share
+
+
+def curve_findings(claim: dict, collected: Collected, fields: dict[str, dict[str, Any]]) -> list[Finding]:
+    """The findings of a claim of one of the kinds above."""
+    return list(KINDS[claim["kind"]](claim, collected, fields))
+
+
+def _good(collected: Collected, names: list[str]) -> pd.DataFrame:
+    """Curves of runs that ended well and may be compared."""
+    curves = collected.curves(names)
+    return curves[(curves["status"] == "ok") & (curves["stale"] == "") & (curves["other_stack"] == "")]
+
+
+def _cells(curves: pd.DataFrame, collected: Collected) -> Iterator[tuple[str, dict[str, pd.DataFrame]]]:
+    """("model, corpus", {variant: its rows}), variants in the order of the suite."""
+    order = collected.suite["variants"]
+    for (model, corpus), rows in curves.groupby(["model", "corpus"], sort=False, observed=True):
+        by_name = {v: part for v, part in rows.groupby("variant", observed=True)}
+        yield f"{model}, {corpus}", {v: by_name[v] for v in order if v in by_name}
+
+
+def _shift(claim: dict, collected: Collected, fields: dict) -> Iterator[Finding]:
+    """Seeds and matrices are crossed, as seeds and items are in a score."""
+    found = []
+    for where, rows in _cells(_good(collected, ["lambda"]), collected):
+        variant = variant_of(rows, claim["method"], fields)
+        if variant is not None:
+            steps = rows[variant]["step"].max() + 1
+            first, last = (
+                rows[variant][part].pivot_table(index="seed", columns="layer", values="value", observed=True).to_numpy()
+                for part in (rows[variant]["step"] < FIFTH * steps, rows[variant]["step"] >= (1 - FIFTH) * steps)
+            )
+            found += [(where, "early weight less a half", first, 0 * first + 0.5, 1)]
+            found += [(where, "late weight less a half", last, 0 * last + 0.5, -1), (where, "change", last, first, -1)]
+    confidence = 1 - (1 - CONFIDENCE) / max(1, len(found))
+    for where, what, one, other, sign in found:
+        d = paired_difference(one, other, confidence)
+        verdict = side(*sorted((sign * d.low, sign * d.high)), 0.0) if d.seeds >= LEAST_SEEDS else UNDECIDED
+        text = f"{where}: {what} {d.value:+.3f} [{d.low:+.3f}, {d.high:+.3f}], {d.seeds} seeds, {d.items} matrices"
+        if verdict == UNDECIDED:
+            text += f"; {max(LEAST_SEEDS, d.seeds + 1)} seeds or more would be needed"
+        yield Finding(verdict, text)
+
+
+def _early(claim: dict, collected: Collected, fields: dict) -> Iterator[Finding]:
+    curves = _good(collected, ["loss", "validation_loss"])
+    share = claim.get("share", 0.25)
+    pairs = []
+    for where, rows in _cells(curves, collected):
+        steps = max(int(part["step"].max()) for part in rows.values())
+        for other, own, beside in _others(claim, rows, fields):
+            grid = _grid(rows[own], share * steps)
+            use = "validation_loss" if len(grid) >= LEAST_VALIDATIONS else "loss"
+            one, base = (_areas(rows[v], use, share * steps) for v in (own, beside))
+            shared = sorted(set(one) & set(base))
+            if shared:
+                about = f"{where}: mean {use.replace('_', ' ') if use != 'loss' else 'training loss'} of the first {share:.0%}"
+                pairs.append((about, f", nats, against {name_of(other)}:", [one[s] - base[s] for s in shared]))
+    yield from _below(pairs)
+
+
+def _grid(rows: pd.DataFrame, until: float) -> list[int]:
+    """Steps of the early part with a validation, the one before training left out."""
+    validated = rows[(rows["name"] == "validation_loss") & (rows["step"] > 0) & (rows["step"] <= until)]
+    return sorted(validated["step"].unique())
+
+
+def _areas(rows: pd.DataFrame, name: str, until: float) -> dict[int, float]:
+    """{seed: mean of the curve up to a step}; for validations the area under them over the width."""
+    import numpy as np
+
+    found = {}
+    for seed, part in rows[(rows["name"] == name) & (rows["step"] <= until)].groupby("seed"):
+        part = part.sort_values("step")
+        steps, values = part["step"].to_numpy(float), part["value"].to_numpy(float)
+        if name == "loss":
+            found[int(seed)] = float(values.mean())
+        elif len(steps) > 1:
+            found[int(seed)] = float(np.trapezoid(values, steps) / (steps[-1] - steps[0]))
+    return found
+
+
+def _steady(claim: dict, collected: Collected, fields: dict) -> Iterator[Finding]:
+    pairs = []
+    for where, rows in _cells(_good(collected, ["gradient_norm"]), collected):
+        for other, own, beside in _others(claim, rows, fields):
+            one, base = (fluctuation(rows[v]) for v in (own, beside))
+            shared = sorted(set(one) & set(base))
+            if shared:
+                about = f"{where}: fluctuation of the gradient norm, mean change of its log a step (ours),"
+                pairs.append((about, f" against {name_of(other)}:", [one[s] - base[s] for s in shared]))
+    yield from _below(pairs)
+
+
+def fluctuation(rows: pd.DataFrame) -> dict[int, float]:
+    """{seed: mean |log(norm of a step / norm of the one before)|}."""
+    import numpy as np
+
+    found = {}
+    for seed, part in rows.groupby("seed"):
+        norms = part.sort_values("step")["value"].to_numpy(float)
+        norms = norms[np.isfinite(norms) & (norms > 0)]
+        if len(norms) > 2:
+            found[int(seed)] = float(np.abs(np.diff(np.log(norms))).mean())
+    return found
+
+
+def _norms(claim: dict, collected: Collected, fields: dict) -> Iterator[Finding]:
+    """Of every method of the claim, before clipping, over what trains: whose norms and when, the paper does not say."""
+    import numpy as np
+
+    runs = collected.runs.drop_duplicates(["model", "corpus", "variant", "seed"])
+    epochs = {(f"{r['model']}, {r['corpus']}", r["variant"]): r["epoch_steps"] for r in runs.to_dict("records")}
+    starts, levels = [], []
+    for where, rows in _cells(_good(collected, ["gradient_norm"]), collected):
+        for wanted in [claim["method"], *claim["others"]]:
+            variant = variant_of(rows, wanted, fields)
+            if variant is None:
+                continue
+            logs = rows[variant].pivot_table(index="seed", columns="step", values="value", observed=True).apply(np.log)
+            starts.append((f"{where}, {name_of(wanted)}", list(logs.iloc[:, :3].mean(axis=1))))
+            levels.append((where, name_of(wanted), logs, epochs.get((where, variant))))
+    confidence = 1 - (1 - CONFIDENCE) / max(1, len(starts) + len(levels))
+    for about, values in starts:
+        measured = over_seeds(values, confidence)
+        verdict, needed = of_seeds(measured, math.log(claim["start"]), confidence)
+        norm = shown(measured, lambda log: f"{math.exp(log):.2f}")
+        yield Finding(verdict, f"{about}: norm of the first 3 steps {norm}{needed}")
+    yield from dict.fromkeys(_levelled(*level, claim["epoch"], confidence) for level in levels)
+
+
+def _levelled(
+    where: str, name: str, logs: pd.DataFrame, epoch_steps: float | None, epoch: int, confidence: float
+) -> Finding:
+    """Does the norm of the epoch after the named one differ from its by less than 10 %?"""
+    steps = int(logs.columns.max()) + 1
+    if not epoch_steps or epoch_steps != epoch_steps or steps < (epoch + 1) * epoch_steps:
+        trained = f"{steps / epoch_steps:.2g}" if epoch_steps and epoch_steps == epoch_steps else "too few"
+        text = f"{where}: trains {trained} epochs; {epoch + 1} or more would show whether norms have levelled off"
+        return Finding(UNDECIDED, text)
+    at = logs.columns // epoch_steps
+    change = over_seeds(
+        list(logs.loc[:, at == epoch].mean(axis=1) - logs.loc[:, at == epoch - 1].mean(axis=1)), confidence
+    )
+    verdict = SUPPORTED if max(abs(change.low), abs(change.high)) < LEVEL else UNDECIDED
+    verdict = CONTRADICTED if change.low > LEVEL or change.high < -LEVEL else verdict
+    factor = shown(change, lambda log: f"{math.exp(log):.2f}")
+    text = f"{where}, {name}: factor of the norm from epoch {epoch} to the next (level: within 10 %, ours) {factor}"
+    if change.n < LEAST_SEEDS or verdict == UNDECIDED:
+        return Finding(UNDECIDED, f"{text}; {max(LEAST_SEEDS, change.n + 1)} seeds or more would be needed")
+    return Finding(verdict, text)
+
+
+def _others(claim: dict, rows: dict, fields: dict) -> Iterator[tuple[Any, str, str]]:
+    own = variant_of(rows, claim["method"], fields)
+    for other in claim["others"]:
+        beside = variant_of(rows, other, fields)
+        if own is not None and beside is not None:
+            yield other, own, beside
+
+
+def _below(pairs: list[tuple[str, str, list[float]]]) -> Iterator[Finding]:
+    """Findings that a difference is below zero; their intervals hold together."""
+    confidence = 1 - (1 - CONFIDENCE) / max(1, len(pairs))
+    for about, against, values in pairs:
+        measured = over_seeds(values, confidence)
+        verdict, needed = of_seeds(measured, 0.0, confidence, below=True)
+        number = shown(measured, lambda value: f"{value:+.3f}")
+        yield Finding(verdict, f"{about}{against} {number}{needed}")
+
+
+KINDS = {"shift": _shift, "early": _early, "steady": _steady, "norms": _norms}
