@@ -1,4 +1,4 @@
-"""Claims about scores: above, within a margin, and whether quality goes on rising with size.
+"""Claims about scores: above, within a margin, equal within it, and whether quality goes on rising with size.
 
 A comparison is ``evidence.paired``'s, over seeds and items. Where a claim makes several, their intervals hold together
 (Bonferroni), as one of them may decide it.
@@ -9,20 +9,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from evidence.equivalence import ALPHA, DIFFERENT, EQUIVALENT, tost
 from evidence.figure_plateau import ladders
 from evidence.learning_rates import settings
 from evidence.paired import CONFIDENCE, LEAST_SEEDS, Difference, paired_difference
 from evidence.pools import Panel, on_shared_seeds
-from evidence.verdicts import UNDECIDED, Finding, name_of, seeds_to_decide, side, variant_of
+from evidence.verdicts import CONTRADICTED, SUPPORTED, UNDECIDED, Finding, name_of, seeds_to_decide, side, variant_of
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
 
+AT_FLOOR = "all averages lie within noise of the floor, and no number of seeds would decide"
+
+
 def score_findings(claim: dict, found: list[Panel], fields: dict[str, dict[str, Any]]) -> list[Finding]:
-    """Every comparison of a claim "above" or "within"."""
+    """Every comparison of a claim "above", "within" or "equal"."""
     pairs = list(_pairs(claim, found, fields))
+    if claim["kind"] == "equal":
+        return [_equal(*pair, claim["margin"], ALPHA / len(pairs)) for pair in pairs]
     confidence = 1 - (1 - CONFIDENCE) / max(1, len(pairs))
     bar = claim.get("margin", 0.0) * (1 if claim["kind"] == "above" else -1)
     return [
@@ -46,15 +52,28 @@ def _pairs(claim: dict, found: list[Panel], fields: dict) -> Iterator[tuple]:
                     yield panel, model, name_of(other), arrays
 
 
+def _equal(panel: Panel, model: str, other: str, arrays: tuple, margin: float, alpha: float) -> Finding:
+    found = tost(*arrays, margin, alpha)
+    text = f"{panel.label}, {model}: {found.text(2)} with {other}"
+    if panel.unresolved(model):
+        return Finding(UNDECIDED, f"{text}; {AT_FLOOR}")
+    verdict = {EQUIVALENT: SUPPORTED, DIFFERENT: CONTRADICTED}.get(found.verdict, UNDECIDED)
+    d = found.difference
+    if d.seeds < LEAST_SEEDS:
+        return Finding(UNDECIDED, f"{text}; {LEAST_SEEDS} seeds or more would be needed")
+    if verdict == UNDECIDED and abs(d.value) != margin:
+        seeds = seeds_to_decide(d.seeds, d.error, margin - abs(d.value), 1 - 2 * alpha)
+        text += f"; at least {seeds} seeds of {d.items} items would decide"
+    return Finding(verdict, text)
+
+
 def _finding(panel: Panel, model: str, against: str, d: Difference, bar: float, confidence: float) -> Finding:
     sign = -1 if panel.first("lower_is_better", False) else 1
     value, (low, high) = sign * d.value, sorted((sign * d.low, sign * d.high))
     verdict = side(low, high, bar)
     text = f"{panel.label}, {model}: {value:+.2f} [{low:+.2f}, {high:+.2f}]{against}, {d.seeds} seeds, {d.items} items"
     if panel.unresolved(model):
-        return Finding(
-            UNDECIDED, f"{text}; all averages lie within noise of the floor, and no number of seeds would decide"
-        )
+        return Finding(UNDECIDED, f"{text}; {AT_FLOOR}")
     if d.seeds < LEAST_SEEDS:
         text += ", items only"
         verdict = UNDECIDED  # another seed might have it otherwise

@@ -5,6 +5,7 @@ is a family (its plain variant is meant) or ``{method: lorsum, metric: shampoo}`
 
     above       the method's score is above each other method's by more than ``margin``
     within      it is no more than ``margin`` below
+    equal       it is within ``margin`` on either side (``evidence.equivalence``)
     plateau     its score rises with its size, and faster than each other's
     cost        a ratio of costs (``of``: time, memory or start) to the other method's is at most ``ratio``
     sizes       such ``ratios`` hold on every model, of two or more
@@ -43,6 +44,7 @@ PAIR = {"method", "others"}
 KINDS: dict[str, tuple[set[str], set[str]]] = {  # fields that a kind needs, and those that it may have
     "above": (PAIR, {"margin", "evals"}),
     "within": (PAIR, {"margin", "evals"}),
+    "equal": (PAIR | {"margin"}, {"evals"}),
     "plateau": (PAIR, set()),
     "cost": (PAIR | {"of", "ratio"}, set()),
     "sizes": (PAIR | {"ratios"}, set()),
@@ -74,15 +76,16 @@ def read_claims(path: Path) -> list[dict]:
     return claims
 
 
-def judge_claims(claims: list[dict], collected: Collected, found: list[Panel]) -> list[Judged]:
-    """Each claim against the evidence of a suite; ``found``: its headline panels."""
+def judge_claims(claims: list[dict], collected: Collected, found: list[Panel] | None = None) -> list[Judged]:
+    """Each claim against the evidence of a suite; ``found``: its headline panels, where they are made already."""
+    found = panels(collected, reference=False) if found is None else found
     fields = fields_of(collected.runs)
     return [Judged(claim, _findings(claim, collected, found, fields)) for claim in claims]
 
 
 def _findings(claim: dict, collected: Collected, found: list[Panel], fields: dict) -> list[Finding]:
     kind = claim["kind"]
-    if kind in ("above", "within"):
+    if kind in ("above", "within", "equal"):
         return score_findings(claim, found, fields)
     if kind == "plateau":
         return plateau_findings(claim, found, collected.runs)

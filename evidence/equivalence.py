@@ -25,18 +25,19 @@ EQUIVALENT, DIFFERENT, UNDECIDED = "equivalent", "different", "undecided"
 
 @dataclass(frozen=True)
 class Equivalence:
-    """``p`` of the TOST; ``low`` and ``high`` bound the difference's 90 % interval; ``difference`` has the 95 % one."""
+    """``p`` of the TOST; ``low`` and ``high`` bound the interval of 1 - 2 ``alpha``; ``difference`` has the 95 % one."""
 
     difference: Difference
     margin: float
     p: float
     low: float
     high: float
+    alpha: float = ALPHA
 
     @property
     def verdict(self) -> str:
-        """Equivalent within the margin, different by more than it, or undecided: each at level 0.05, for itself."""
-        if self.p < ALPHA:
+        """Equivalent within the margin, different by more than it, or undecided: each at level ``alpha``, for itself."""
+        if self.p < self.alpha:
             return EQUIVALENT
         return DIFFERENT if self.low >= self.margin or self.high <= -self.margin else UNDECIDED
 
@@ -49,13 +50,14 @@ class Equivalence:
         """ "equivalent within ±0.5 (p 0.012; difference +0.1, 90 % [-0.2, +0.4]; 3 seeds, 400 items, seeds and items)"."""
         d = self.difference
         p = "< 0.001" if self.p < 0.001 else f"{self.p:.3f}"
-        of = f"difference {d.value:+.{digits}f}, 90 % [{self.low:+.{digits}f}, {self.high:+.{digits}f}]"
+        interval = f"{100 * (1 - 2 * self.alpha):.3g} % [{self.low:+.{digits}f}, {self.high:+.{digits}f}]"
+        of = f"difference {d.value:+.{digits}f}, {interval}"
         counted = f"{d.seeds} seed{'s' * (d.seeds > 1)}, {d.items} items, {d.kind}"
         bound = f"by more than {self.margin:g}" if self.verdict == DIFFERENT else f"within ±{self.margin:g}"
         return f"{self.verdict} {bound} (p {p}; {of}; {counted})"
 
 
-def tost(first: np.ndarray, second: np.ndarray | float, margin: float) -> Equivalence:
+def tost(first: np.ndarray, second: np.ndarray | float, margin: float, alpha: float = ALPHA) -> Equivalence:
     """``first``: (seeds, items); ``second``: the same of another method, or a reported number. ``margin`` above zero."""
     import numpy as np
 
@@ -64,9 +66,9 @@ def tost(first: np.ndarray, second: np.ndarray | float, margin: float) -> Equiva
     first = np.asarray(first, float)
     second = np.full_like(first, second) if np.ndim(second) == 0 else second
     found = paired_difference(first, second)
-    narrow = paired_difference(first, second, 1 - 2 * ALPHA)
+    narrow = paired_difference(first, second, 1 - 2 * alpha)
     p = max(_not_beyond(found, -found.value, margin), _not_beyond(found, found.value, margin))
-    return Equivalence(found, margin, p, narrow.low, narrow.high)
+    return Equivalence(found, margin, p, narrow.low, narrow.high, alpha)
 
 
 def to_each_other(one: Pool, other: Pool, margin: float) -> Equivalence | None:

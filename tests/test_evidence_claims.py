@@ -178,6 +178,20 @@ def test_what_lies_at_the_floor_decides_nothing():
     assert [f.verdict for f in findings] == [UNDECIDED] and "within noise of the floor" in findings[0].text
 
 
+def test_equal_means_within_the_margin_on_both_sides():
+    claim = {"kind": "equal", "method": "hybrid", "others": ["full"], "margin": 2.0}
+    assert verdict(claim, panel(hybrid=pool(0.5), full=pool(0, noise=0.3))) == SUPPORTED
+    assert verdict(claim, panel(hybrid=pool(9), full=pool(0, noise=0.3))) == CONTRADICTED
+    assert verdict(claim, panel(hybrid=pool(-9), full=pool(0, noise=0.3))) == CONTRADICTED
+    near = panel(hybrid=pool(2.1), full=pool(0, noise=1))
+    (finding,) = score_findings({"id": "x", **claim}, [near], {})
+    assert finding.verdict == UNDECIDED and "seeds of 400 items would decide" in finding.text
+    assert verdict(claim, panel(hybrid=pool(0, 2), full=pool(0, 2, 0.1))) == UNDECIDED
+    three = panel(hybrid=pool(0), full=pool(0, noise=0.3), lora=pool(0, noise=0.3))
+    several = score_findings({"id": "x", **claim, "others": ["full", "lora"]}, [three], {})
+    assert all("95 % [" in finding.text for finding in several)  # two comparisons: each at 0.025
+
+
 def test_two_equal_seeds_decide_nothing_either():
     two = panel(hybrid=pool(0, 2), full=pool(0, 2))
     (finding,) = score_findings({"id": "x", **WITHIN}, [two], {})
