@@ -27,6 +27,8 @@ from harness.shared_context import Pair, scores
 from harness.trimmed_hflm import TrimmedHFLM, autocast
 
 CHECKED_CONTEXTS, CHECKED_TOKENS = 4, 64  # of the comparison of the attached model with the merged one
+ROUNDS = 16  # times the batch size: greedy generations of one batch; those that end give their places to the next
+PLACES = 4  # times the batch size: greedy generations side by side at most; fewer where memory says so
 LIKELIHOOD_TOKENS = 32  # times the batch size: the most padded tokens of a likelihood's batch; more is slower on a CPU
 
 
@@ -58,7 +60,14 @@ class LanguageModel:
         self.lm = TrimmedHFLM(
             pretrained=model, tokenizer=tokenizer, batch_size=batch_size, mixed_precision_dtype=autocast
         )
+        self.lm.places = PLACES * batch_size
         self.packed = PackedLinears(self.lm.model) if autocast is None else contextlib.nullcontext()
+
+    @property
+    def answering(self) -> dict:
+        """How it answered so far, for the record: what multiplies, how texts were generated, how many side by side."""
+        way = "refilled places" if self.lm.refills else "transformers' generate"
+        return {"linear": _linear(self.packed), "greedy_generation": way, "places": self.lm.places_used}
 
     def batches(self, asked: Sequence[Asked]) -> list[list[int]]:
         """Indices into ``asked`` by batch: requests of one kind, longest first, so that padding is little."""
@@ -70,8 +79,10 @@ class LanguageModel:
             keys = {index: self._length(asked[index].request) for index in indices}
             indices.sort(key=keys.__getitem__)
             while indices:
-                size = self.batch_size
-                if not isinstance(asked[indices[0]].request, Generate):
+                size, request = self.batch_size, asked[indices[0]].request
+                if isinstance(request, Generate):
+                    size *= ROUNDS if request.temperature == 0 and self.lm.refills else 1
+                else:
                     size = max(1, min(size, size * LIKELIHOOD_TOKENS // -keys[indices[0]][0]))
                 cut.append(indices[:size])
                 indices = indices[size:]
@@ -188,7 +199,7 @@ class LanguageModel:
         instances = [
             Instance("generate_until", {}, (context, settings), index) for index, context in enumerate(contexts)
         ]
-        self.lm.generated_tokens = []
+        self.lm.generated_tokens, self.lm.batch_size_per_gpu = [], len(contexts)
         texts, counts = iter(self.lm.generate_until(instances, disable_tqdm=True)), iter(self.lm.generated_tokens)
         return [
             {"texts": [next(texts) for _ in range(r.samples)], "tokens": [next(counts) for _ in range(r.samples)]}
@@ -212,6 +223,10 @@ class TaskHead:
         self.batch_size, self.max_length = batch_size, max_length
         self.pad = models.padding_id(tokenizer)
         self.packed = PackedLinears(self.model) if autocast is None else contextlib.nullcontext()
+
+    @property
+    def answering(self) -> dict:
+        return {"linear": _linear(self.packed)}
 
     def batches(self, asked: Sequence[Asked]) -> list[list[int]]:
         """Indices into ``asked`` by batch, longest input first."""
@@ -265,6 +280,10 @@ def checked_logits(model: nn.Module, tokenizer: Any, kind: str, protocol: dict, 
         with torch.no_grad(), autocast(device, dtype):
             rows.append(model(**inputs, use_cache=False).logits[0].float().cpu())
     return torch.cat(rows)
+
+
+def _linear(packed: Any) -> str:
+    return "oneDNN, packed" if isinstance(packed, PackedLinears) and packed else "torch"
 
 
 def _group(asked: Asked) -> tuple:

@@ -106,6 +106,7 @@ def predict(training: Training, evaluation: str, trained: dict, folder: Path) ->
         "n_items": len(items),
         "n_requests": sum(len(given) for given in outputs.values()),
         "batch_size": training.protocol["eval_batch_size"],
+        "answering": replies.answering,
         **merging,
         "tokens_generated": generated,
         "phases": phases.record,

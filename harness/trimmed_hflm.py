@@ -14,9 +14,10 @@ from torch.nn import functional as F
 from transformers import Cache, DynamicCache, StoppingCriteria
 from transformers.cache_utils import DynamicLayer
 
+from harness import decoding
+from harness.decoding import PREFILL_TOKENS, StopRule
 from harness.shared_prefix import arranged, joined, read, repeated
 
-PREFILL_TOKENS = 1024  # padded tokens of the contexts that are read at a time before a batch is generated
 SEGMENT = 16  # generated tokens after which finished rows leave the batch
 
 
@@ -25,12 +26,15 @@ class TrimmedHFLM(HFLM):
 
     Likelihoods: only the last ``positions`` logits of each row are computed, where the vocabulary costs most. HFLM
     pads on the right, so its slices are found from the end of what comes back.
-    Generation: a row is finished at its own stop string and then leaves the batch. HFLM goes on with all rows until all
-    have met one and the same stop string, and then cuts the surplus off.
+    Generation: a row is finished at its own stop string and then leaves the batch; in greedy decoding the next request
+    takes its place. HFLM goes on with all rows until all have met one and the same stop string, and then cuts the
+    surplus off.
     """
 
     positions: int | None = None
     generated_tokens: list[int]
+    places = 64  # texts that are generated side by side at most, where places are refilled
+    places_used = 0  # the most so far
 
     def _model_call(self, inps: Tensor, attn_mask: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
         trims = "logits_to_keep" in inspect.signature(self.model.forward).parameters
@@ -54,7 +58,26 @@ class TrimmedHFLM(HFLM):
                 result = self.model.generate(context, **asked, **settings).sequences
                 self.generated_tokens += stopper.tokens
                 return result
-            return self._generate_in_segments(context, attention_mask, limit, stop, settings)
+            if settings.get("do_sample") or not self.refills or not attention_mask.any(1).all():
+                return self._generate_in_segments(context, attention_mask, limit, stop, settings)
+        with torch.inference_mode(), autocast(self.device, self.mixed_precision_dtype):
+            return self._generate_in_places(context, attention_mask, limit, stop)
+
+    @functools.cached_property
+    def refills(self) -> bool:
+        """Whether places can be refilled in greedy decoding; else transformers' own ``generate`` answers."""
+        return self.backend == "causal" and self.forgets_nothing and decoding.is_plain(self.model)
+
+    def _generate_in_places(self, context: Tensor, mask: Tensor, limit: int, stop: list[str]) -> Tensor:
+        contexts = [row[own.bool()].tolist() for row, own in zip(context, mask, strict=True)]
+        rule = self._rule(stop)
+        written, used = decoding.generate(self.model, contexts, limit, rule, self.places, context.device)
+        self.places_used = max(self.places_used, used)
+        self.generated_tokens += map(len, written)
+        result = F.pad(context, (0, limit), value=self.tokenizer.pad_token_id)
+        for row, tokens in enumerate(written):
+            result[row, context.shape[1] : context.shape[1] + len(tokens)] = torch.tensor(tokens)
+        return result
 
     def _generate_in_segments(
         self, context: Tensor, mask: Tensor, limit: int, stop: list[str], settings: dict[str, Any]
@@ -114,31 +137,26 @@ class TrimmedHFLM(HFLM):
             done += stopper.done
         return torch.cat(sequences), caches[0] if len(caches) == 1 else joined(caches, width, common), done
 
-    def _stopper(self, stop: list[str], start: int, rows: int) -> _StopAtText:
+    def _rule(self, stop: list[str]) -> StopRule:
         ends = self.model.generation_config.eos_token_id
-        return _StopAtText(self.tokenizer, stop, {ends} if isinstance(ends, int) else set(ends or ()), start, rows)
+        return StopRule(self.tokenizer, stop, {ends} if isinstance(ends, int) else set(ends or ()))
+
+    def _stopper(self, stop: list[str], start: int, rows: int) -> _StopAtText:
+        return _StopAtText(self._rule(stop), start, rows)
 
 
 class _StopAtText(StoppingCriteria):
-    """Rows that end in one of the tokens ``ends`` or whose newest tokens contain a stop string.
+    """The rule for transformers' ``generate``. ``tokens`` counts what each row generated until its end, that included."""
 
-    ``tokens`` counts what each row generated until then, the end included.
-    """
-
-    def __init__(self, tokenizer: Any, stops: list[str], ends: set[int], start: int, rows: int):
-        self.tokenizer, self.ends, self.start = tokenizer, ends, start
-        self.stops = [stop for stop in stops if stop]
-        # Two tokens more than the stop string takes by itself: after other text it may be cut up differently.
-        self.reach = 2 + max((len(tokenizer.encode(s, add_special_tokens=False)) for s in self.stops), default=0)
+    def __init__(self, rule: StopRule, start: int, rows: int):
+        self.rule, self.start = rule, start
         self.done, self.tokens = [False] * rows, [0] * rows
 
     def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
         new = input_ids[:, self.start :]
-        newest = new[:, -1].tolist()
-        for row, tail in enumerate(self.tokenizer.batch_decode(new[:, -self.reach :])):
+        for row, met in enumerate(self.rule.met(new.tolist())):
             if not self.done[row]:
-                self.tokens[row] = new.shape[1]
-                self.done[row] = newest[row] in self.ends or any(stop in tail for stop in self.stops)
+                self.tokens[row], self.done[row] = new.shape[1], met
         return torch.tensor(self.done, device=input_ids.device)
 
 

@@ -12,7 +12,7 @@ import types
 import pytest
 import torch
 
-from harness import predict, record, score, train, trimmed_hflm
+from harness import decoding, predict, record, score, train, trimmed_hflm
 from harness.cells import predict_record, score_record, train_record
 from harness.contract import Choices, Generate, NotMergeable, Reference
 from harness.failures import UserError
@@ -88,19 +88,90 @@ def test_likelihoods_equal_stock(family):
     assert references[3]["tokens"] == count
 
 
+@pytest.fixture(params=["places", "generate"])
+def loop(request, monkeypatch):
+    """Both ways to generate: refilled places, and transformers' own ``generate`` in segments."""
+    if request.param == "generate":
+        monkeypatch.setattr(trimmed_hflm.TrimmedHFLM, "refills", False)
+    return request.param
+
+
+def read_at_a_time(tokens, monkeypatch):
+    for module in (trimmed_hflm, decoding):
+        monkeypatch.setattr(module, "PREFILL_TOKENS", tokens)
+
+
 @pytest.mark.parametrize("family", DECODERS)
 @pytest.mark.parametrize("stops", [("e", "\n"), ("never to be met",)])
 @pytest.mark.parametrize("prefill", [1024, 50])
-def test_generations_equal_stock(family, stops, prefill, monkeypatch):
-    monkeypatch.setattr(trimmed_hflm, "PREFILL_TOKENS", prefill)
+@pytest.mark.parametrize("size", [1, 4])  # 4 places, each refilled; or one for every context
+def test_generations_equal_stock(family, stops, prefill, size, loop, monkeypatch):
+    read_at_a_time(prefill, monkeypatch)
     model, tokenizer = tiny_model(family)
     settings = {"until": list(stops), "max_gen_toks": 40, "do_sample": False}
     arguments = [(context, settings) for context in CONTEXTS]
     expected = stock(model, tokenizer).generate_until(instances("generate_until", arguments), disable_tqdm=True)
-    replies = answerer(model, tokenizer, "causal", PROTOCOL, Streams(0))
+    replies = answerer(model, tokenizer, "causal", {**PROTOCOL, "eval_batch_size": size}, Streams(0))
     outputs = answers(replies, ask([Generate(context, stops, 40) for context in CONTEXTS]))
     assert [out["texts"][0] for out in outputs] == expected
     assert all(1 <= out["tokens"][0] <= 40 for out in outputs)
+    assert replies.lm.places_used == {"generate": 0, "places": min(4 * size, len(CONTEXTS))}[loop]
+
+
+def test_a_stop_string_may_begin_and_end_within_tokens():
+    class Pairs:
+        """Tokens are pairs of letters."""
+
+        def encode(self, text, add_special_tokens):
+            return [ord(letter) for letter in text[::2]]
+
+        def batch_decode(self, rows):
+            return ["".join({0: "ab", 1: "cd", 2: "xy"}[token] for token in row) for row in rows]
+
+    rule = decoding.StopRule(Pairs(), ["bc", ""], {2})
+    assert rule.met([[0], [0, 1], [1, 0], [0, 2], [0, 1, 0], [0, 1] + [0] * rule.reach]) == [
+        False,
+        True,
+        False,
+        True,
+        True,
+        False,  # it ended long ago, and is asked no more
+    ]
+
+
+@pytest.mark.parametrize("context", ["", "the moon sees " * 9])
+def test_contexts_without_tokens_and_longer_than_the_window_are_stock_s(context, loop):
+    model, tokenizer = tiny_model("llama")
+    model.config.max_position_embeddings = 48  # what HFLM takes for the window
+    contexts = [*CONTEXTS[:3], context]
+    settings = {"until": ["e"], "max_gen_toks": 10, "do_sample": False}
+    arguments = [(text, settings) for text in contexts]
+    expected = stock(model, tokenizer).generate_until(instances("generate_until", arguments), disable_tqdm=True)
+    replies = answerer(model, tokenizer, "causal", PROTOCOL, Streams(0))
+    outputs = answers(replies, ask([Generate(text, ("e",), 10) for text in contexts]))
+    assert [out["texts"][0] for out in outputs] == expected
+
+
+def test_a_penalty_of_the_model_s_own_is_left_to_generate():
+    model, tokenizer = tiny_model("qwen2")
+    model.generation_config.repetition_penalty = 1.7
+    settings = {"until": ["never"], "max_gen_toks": 20, "do_sample": False}
+    arguments = [(context, settings) for context in CONTEXTS]
+    expected = stock(model, tokenizer, 11).generate_until(instances("generate_until", arguments), disable_tqdm=True)
+    replies = answerer(model, tokenizer, "causal", {**PROTOCOL, "eval_batch_size": 11}, Streams(0))
+    outputs = answers(replies, ask([Generate(context, ("never",), 20) for context in CONTEXTS]))
+    assert not replies.lm.refills and [out["texts"][0] for out in outputs] == expected
+
+
+def test_places_are_as_many_as_memory_allows(monkeypatch):
+    model, _ = tiny_model("llama")
+    contexts = [[5, 6, 7, 8 + n] for n in range(7)]
+    of_token = 2 * sum(m.out_features for name, m in model.named_modules() if name.endswith("k_proj")) * 4
+    rule = decoding.StopRule(tiny_model("llama")[1], [], set())
+    expected, room = decoding.generate(model, contexts, 6, rule, 64, torch.device("cpu"))
+    assert room == 7
+    monkeypatch.setattr(decoding, "CACHE_BYTES", 3 * 10 * of_token)
+    assert decoding.generate(model, contexts, 6, rule, 64, torch.device("cpu")) == (expected, 3)
 
 
 SHOTS = "the moon sees an old bird: it sings\n" * 3
@@ -108,8 +179,8 @@ SHOTS = "the moon sees an old bird: it sings\n" * 3
 
 @pytest.mark.parametrize("family", DECODERS)
 @pytest.mark.parametrize("prefill", [1024, 30])
-def test_a_common_beginning_is_read_once_and_answers_equal_stock(family, prefill, monkeypatch):
-    monkeypatch.setattr(trimmed_hflm, "PREFILL_TOKENS", prefill)
+def test_a_common_beginning_is_read_once_and_answers_equal_stock(family, prefill, loop, monkeypatch):
+    read_at_a_time(prefill, monkeypatch)
     model, tokenizer = tiny_model(family)
     contexts = [SHOTS + context for context in CONTEXTS]
     settings = {"until": ["e", "\n"], "max_gen_toks": 12, "do_sample": False}
@@ -175,7 +246,7 @@ def repeat_last_letter(model, tokenizer, ends):
     def forward(input_ids, attention_mask=None, **rest):
         out = plain(input_ids, attention_mask=attention_mask, **rest)
         rows.append(len(input_ids))
-        whole = torch.full((len(input_ids),), rest["past_key_values"].get_seq_length())  # transformers drops full masks
+        whole = torch.full((len(input_ids),), out.past_key_values.get_seq_length())  # transformers drops full masks
         lengths = (whole if attention_mask is None else attention_mask.sum(1)).tolist()
         for row, (token, length) in enumerate(zip(input_ids[:, -1].tolist(), lengths, strict=True)):
             limit, end = ends.get(tokenizer.decode([token]), (0, 0))
@@ -195,7 +266,7 @@ def test_finished_rows_leave_the_batch_and_tokens_are_counted_to_the_stop():
     outputs = answers(replies, ask([Generate(context, ("\n",), 40) for context in ("a", "bb", "ccc", "dddd")]))
     assert [out["texts"][0] for out in outputs] == ["a" * 2, "b" * 30, "c" * 40, "d" * 2]
     assert [out["tokens"][0] for out in outputs] == [3, 31, 40, 3]  # with the token that ended it, or up to the limit
-    assert rows == [4] * 17 + [2] * 16 + [1] * 7
+    assert rows == [1] + [4] * 3 + [2] * 28 + [1] * 9  # the first tells what a token's keys and values take
 
 
 def test_a_model_may_end_in_several_tokens():
@@ -403,6 +474,8 @@ def test_records_say_what_was_answered_and_how_it_was_graded(here, corpus):
     assert tuned["files"]["predictions"]["sha256"] != untuned["files"]["predictions"]["sha256"]
     written = [sum(o["tokens"]) for row in answered for o in row["outputs"] if "texts" in o]
     assert tuned["tokens_generated"] == sum(written)
+    places = 16 if written else 0
+    assert tuned["answering"] == {"linear": "oneDNN, packed", "greedy_generation": "refilled places", "places": places}
     assert graded["headline"] in graded["metrics"] and set(graded["metrics"]) <= set(graded["units"])
     assert graded["generated"] is True and graded["label"].endswith("(generated)")
     assert not (folder / "predictions.part.jsonl").exists()
@@ -435,15 +508,16 @@ def test_an_interrupted_prediction_goes_on_and_ends_with_the_same_bytes(here, mo
         predict.main(cell("generated-pairs", "lora", "generated-pairs"))
     part = folder / "predictions.part.jsonl"
     kept = part.read_text(encoding="utf-8")
-    assert kept.count("\n") == 1 + batches[0] + batches[1]
+    before = batches[0] + batches[1]
+    assert kept.count("\n") == 1 + before
     part.write_text(kept + '["3", 0, {"tex', encoding="utf-8")  # a kill in the middle of a line
     batches.clear()
     monkeypatch.setattr(
         LanguageModel, "answer", lambda self, batch: (batches.append(len(batch)), plain(self, batch))[1]
     )
     again, _ = run("generated-pairs", "lora", here)
-    assert again["files"] == whole["files"] and sum(batches) == whole["n_requests"] - 8
-    assert "going on after 8 answers" in capsys.readouterr().out
+    assert again["files"] == whole["files"] and sum(batches) == whole["n_requests"] - before
+    assert f"going on after {before} answers" in capsys.readouterr().out
 
     part.write_text('"another prediction"\n' + kept.split("\n", 1)[1], encoding="utf-8")
     batches.clear()
