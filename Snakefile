@@ -15,6 +15,7 @@ wildcard_constraints:
     seed=r"\d+", trial=r"\d+", model="[^/]+", corpus="[^/]+", variant="[^/]+", eval="[^/]+"
 
 include: "workflow/rules/prepare.smk"
+include: "workflow/rules/plan.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/tune.smk"
 include: "workflow/rules/cost.smk"

@@ -53,12 +53,14 @@ def run(training: Training) -> dict:
     trainer.build_optimizers()
     with SupervisedLogits(trainer.model) as logits, training_mode(trainer.model, True), phases("train"):
         warmup = _warm_up(setup, logits, curve)
+        first = trainer.state.step + WARM_STEPS
         every = _set(trainer.method, "refresh_every", NEVER)  # the first step refreshes all the same
         curve.overhead = 0.0
         seconds, tokens = _timed_steps(setup, logits, curve, timed)
         overhead = curve.overhead / max(1e-9, sum(seconds))
         refresh = _refresh(setup, logits, curve, every)
         rss = rss_peak_bytes()
+        followed = trainer.state.step
         memory = _memory(setup, logits, curve)
         flops = _flops(setup, logits, curve)
     curve.close()
@@ -90,6 +92,7 @@ def run(training: Training) -> dict:
         "prepare_seconds": prepare,
         "memory": {**memory, "rss_peak_bytes": rss, **_cuda(phases)},
         "flops_per_step": flops,
+        "shapes": _shapes(setup, first, timed, followed),
         "instrument_overhead": overhead,
         "parameters": facts["parameters"],
         "phases": phases.record,
@@ -136,7 +139,14 @@ def _warm_up(setup, logits, curve) -> dict | None:
     memory = _memory(setup, logits, curve)
     if setup.trainer.state.schedule_start == before:
         raise ValueError(f"{type(setup.trainer.method).__name__} has warmup_steps, but nothing changed after them")
-    return {"steps": steps, "seconds": statistics.median(seconds), "n": len(seconds), "memory": memory}
+    shapes = _shapes(setup, WARM_STEPS, WARMUP_TIMED, WARM_STEPS + WARMUP_TIMED)
+    return {
+        "steps": steps,
+        "seconds": statistics.median(seconds),
+        "n": len(seconds),
+        "memory": memory,
+        "shapes": shapes,
+    }
 
 
 def _refresh(setup, logits, curve, every: int | None) -> dict | None:
@@ -177,6 +187,22 @@ def _memory(setup, logits, curve) -> dict[str, int]:
         trainer.step(batches, logits, curve)
     del method.clip
     return live.split(seen[0])
+
+
+def _shapes(setup, first: int, timed: int, followed: int) -> dict:
+    """[rows, padded length, targets] of each micro-batch of the timed steps and of the one followed for memory, and
+    whether that one's update was sampled: what ``harness.plan`` compares itself with."""
+    from harness.measure import is_sampled
+
+    def step(number: int) -> list[list[int]]:
+        inputs = [(batch, next(iter(batch.inputs.values()))) for batch in setup.micro_batches(number)]
+        return [[len(x), x.shape[1] if x.ndim == 2 else 1, batch.tokens] for batch, x in inputs]
+
+    return {
+        "timed": [step(number) for number in range(first, first + timed)],
+        "followed": step(followed),
+        "sampled": is_sampled(followed, setup.trainer.total),
+    }
 
 
 def _flops(setup, logits, curve) -> int:

@@ -67,6 +67,11 @@ def rss_peak_bytes() -> int:
     return int(line.split()[1]) * 1024
 
 
+def is_sampled(step: int, total: int) -> bool:
+    """Whether the update of this step of a training is compared with the weights."""
+    return step % max(1, total // RATIO_POINTS) == 0
+
+
 class Curve:
     """Appends one JSON line a step to ``path`` (None: nowhere), flushed at once on CPU and every tenth step on a device.
 
@@ -101,7 +106,7 @@ class Curve:
     @contextlib.contextmanager
     def update_ratio(self, model: nn.Module, step: int, total: int) -> Iterator[None]:
         """Follow ||change|| / ||weight|| of a sample of what trains, at a few steps of the training."""
-        if step % max(1, total // RATIO_POINTS) or self.file is None:
+        if not is_sampled(step, total) or self.file is None:
             yield
             return
         start = time.perf_counter()
@@ -217,7 +222,7 @@ class LiveTensors(TorchDispatchMode):
     def _follow(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         key = storage._cdata
-        if key in self.live or tensor.device.type == "meta":
+        if key in self.live or tensor.is_meta:
             return
         size = storage.nbytes()
         self.live[key] = (weakref.ref(storage, lambda _: self._gone(key)), size)
@@ -263,5 +268,5 @@ class LiveTensors(TorchDispatchMode):
 
 def _bytes(tensors: list[Tensor]) -> int:
     """Bytes of distinct storages."""
-    storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors if t.device.type != "meta"}
+    storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors if not t.is_meta}
     return sum(storages.values())

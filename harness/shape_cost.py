@@ -136,9 +136,9 @@ def _bare(place: _Place) -> tuple[int, int, int]:
     for layers, rows in GRID:
         model = place.empty(layers)
         numbers[layers] = sum(p.numel() for p in model.parameters())
-        sizes[layers] = _bytes([*model.parameters(), *model.buffers()])
-        with FakeTensorMode(), _Flops() as flops:
-            _make_fake(model)
+        sizes[layers] = bytes_of([*model.parameters(), *model.buffers()])
+        with FakeTensorMode(), Flops() as flops:
+            make_fake(model)
             _body(model, rows)
         counts[layers, rows] = flops.count
     return _at(place.layers, numbers), _at(place.layers, sizes), _whole(place.layers, counts)[0]
@@ -193,15 +193,15 @@ def _dry_step(place: _Place, name: str, layers: int, rows: int) -> _Dry:
         return tensor
 
     with FakeTensorMode(allow_non_fake_inputs=True):
-        _make_fake(model)
+        make_fake(model)
         trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
         raw = sum(p.numel() for p in trained.values())
         effective = method.effective_parameters(model)
-        size = _bytes([*model.parameters(), *model.buffers()])
+        size = bytes_of([*model.parameters(), *model.buffers()])
         optimizer = tried("optimizer", lambda: method.optimizer(model))
-        with _Flops() as flops:
+        with Flops() as flops:
             tried("before_step", lambda: method.before_step(model, step))
-            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), _Flops() as forward:
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), Flops() as forward:
                 hidden = _body(model, rows)
             hidden.sum().backward()
             if "before_step" not in left_out:
@@ -216,7 +216,7 @@ def _dry_step(place: _Place, name: str, layers: int, rows: int) -> _Dry:
             effective=raw if effective is None else effective,
             tensors=Counter(n.rpartition(".")[2] for n in trained),
             size=size,
-            gradients=_bytes(trained.values()),
+            gradients=bytes_of(trained.values()),
             optimizer=type(optimizer).__name__.lstrip("_") if optimizer else "",
             state=_state_bytes(optimizer) if optimizer else 0,
             notes=[f"Not counted: {' and '.join(left_out)}, looking at numbers that only a training has."]
@@ -224,7 +224,7 @@ def _dry_step(place: _Place, name: str, layers: int, rows: int) -> _Dry:
         )
 
 
-class _Flops(TorchDispatchMode):
+class Flops(TorchDispatchMode):
     """FLOPs by torch's own formulas. FlopCounterMode gives the same numbers, and takes operations apart to find more."""
 
     count = 0
@@ -243,7 +243,7 @@ def _body(model: nn.Module, rows: int) -> Tensor:
     return model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
 
 
-def _make_fake(model: nn.Module) -> None:
+def make_fake(model: nn.Module) -> None:
     """Put a fake tensor of the CPU in the place of every parameter and buffer; tied ones stay tied."""
     made: dict[int, Tensor] = {}
     for module in model.modules():
@@ -263,8 +263,8 @@ def _state_bytes(optimizer: torch.optim.Optimizer) -> int:
             for parameter in group["params"]:
                 parameter.grad = torch.empty_like(parameter)
         optimizer.step()
-    return _bytes(v for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor))
+    return bytes_of(v for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor))
 
 
-def _bytes(tensors: Iterable[Tensor]) -> int:
+def bytes_of(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -1,0 +1,260 @@
+"""A plan as pages: cost_plan.md for people, cost_plan.csv with a row for each model, corpus and variant, and cost_plan.json."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.calibration import LeftOut, Measured, leave_out, memory_errors, middle
+
+if TYPE_CHECKING:
+    from harness.plan import Plan, Row
+
+KINDS = ("weights", "gradients", "optimizer", "activations", "peak")
+FLOAT32 = 4
+LONG = 40  # rows of the table that are printed; the file has all
+LEGEND = """A row stands for all its seeds; step, training and disk are of one seed. Memory is that of live tensors at the peak of
+a step with the training's largest micro-batch (optimizer state and weights as they stand, gradients at their largest, activations
+with work space); a process lies above it by its libraries and its allocator. FLOPs are matrix products and attention. A
+training's time is its steps with refreshes; loading, `prepare`, validation, prediction and scoring are left out. Disk: the
+trained delta (what trains, in float32), and while it trains a checkpoint of that with optimizer state, if one is written;
+predictions, curves and the base models are left out."""
+
+
+def write_pages(plan: Plan, folder: Path) -> str:
+    """Write the three files; what to print."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [facts(row) for row in plan.rows]
+    (folder / "cost_plan.json").write_text(json.dumps(_json(plan, rows), indent=1) + "\n", encoding="utf-8")
+    with open(folder / "cost_plan.csv", "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys() if rows else ["model"])
+        writer.writeheader()
+        writer.writerows(rows)
+    (folder / "cost_plan.md").write_text(page(plan, len(plan.rows)), encoding="utf-8")
+    return page(plan, LONG) + f"\n{folder}/cost_plan.md, .csv and .json; made in {plan.took:.0f} s."
+
+
+def facts(row: Row) -> dict:
+    """The row as plain values; empty where there is none."""
+    training, found, step = row.training, row.batches, row.step
+    work = step.work(found.micro_batches) if step else None
+    flops = work.flops + work.attention if work else None
+    steps = found.steps
+    return {
+        "model": training.model,
+        "corpus": training.corpus,
+        "variant": training.variant,
+        "method": training.method,
+        "seeds": row.seeds,
+        "source_of_lengths": found.source,
+        "steps": steps,
+        "tokens_a_step": round(found.tokens),
+        "tokens": round(found.tokens * steps) if steps else None,
+        "flops_a_step": flops,
+        "flops": flops * steps if flops and steps else None,
+        "trained": step.parameters["trained"] if step else None,
+        **{f"{kind}_bytes": row.memory.get(kind) for kind in KINDS},
+        "fits": not row.obstacle if step else None,
+        "obstacle": row.obstacle,
+        "step_seconds": row.step_seconds,
+        "training_seconds": row.seconds,
+        "delta_bytes": _delta(row),
+        "checkpoint_bytes": _delta(row) + row.memory["optimizer"] if step else None,
+        "reason": row.reason,
+        "notes": "; ".join(row.notes),
+    }
+
+
+def _delta(row: Row) -> int | None:
+    return FLOAT32 * (row.step.parameters["trained"] + row.step.parameters["head"]) if row.step else None
+
+
+def page(plan: Plan, most: int) -> str:
+    """The plan as Markdown, with at most so many rows of its table."""
+    parts = [
+        f"# What {plan.suite.name} will cost",
+        f"Planned for {plan.device}: {size(plan.device_memory)}. Time: {plan.clock}.",
+        _table(plan.rows[:most]),
+        f"... and {len(plan.rows) - most} rows more in cost_plan.md." if len(plan.rows) > most else "",
+        LEGEND,
+        "## In total\n\n" + "\n".join(f"- {line}" for line in totals(plan)),
+        "## What cannot run\n\n" + ("\n".join(f"- {line}" for line in obstacles(plan)) or "Everything fits."),
+        "## How right it is\n\n" + errors(plan),
+    ]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _table(rows: list[Row]) -> str:
+    names = ["model", "corpus", "variant", "seeds", "steps", "tokens", "FLOPs a step", *KINDS, "fits", "s a step"]
+    lines = [f"| {' | '.join([*names, 'training', 'delta'])} |", "|" + "---|" * (len(names) + 2)]
+    for row in rows:
+        known, step = facts(row), row.step
+        cells = [known["model"], known["corpus"], known["variant"], str(row.seeds), count(known["steps"])]
+        cells += [count(known["tokens"]), amount(known["flops_a_step"])]
+        cells += [size(known[f"{kind}_bytes"]) for kind in KINDS]
+        cells += ["not counted" if not step else "no" if row.obstacle else "yes"]
+        cells += ["" if row.step_seconds is None else f"{row.step_seconds:,.3g}", duration(row.seconds)]
+        lines.append(f"| {' | '.join([*cells, size(known['delta_bytes'])])} |")
+    return "\n".join(lines)
+
+
+def totals(plan: Plan) -> list[str]:
+    rows = [(row.seeds, facts(row)) for row in plan.rows]
+
+    def total(name: str) -> float:
+        return sum(seeds * row[name] for seeds, row in rows if row[name])
+
+    checkpoint = max((row["checkpoint_bytes"] or 0 for _, row in rows), default=0)
+    cells, unknown = sum(seeds for seeds, _ in rows), sum(not row["steps"] for _, row in rows)
+    uncounted = sum(row["flops_a_step"] is None for _, row in rows)
+    sources: dict[str, int] = {}
+    for _, row in rows:
+        sources[row["source_of_lengths"]] = sources.get(row["source_of_lengths"], 0) + 1
+    lines = [
+        f"{cells:,} trainings in {len(rows):,} rows; lengths from {', '.join(f'{k}: {v} rows' for k, v in sources.items())}",
+        f"{count(total('steps'))} steps, {count(total('tokens'))} tokens, {amount(total('flops'))} FLOPs",
+        f"{duration(total('training_seconds'))} of training, one after another",
+        f"{size(total('delta_bytes'))} of deltas; at most {size(checkpoint)} for a checkpoint beside them",
+    ]
+    if "longest" in " ".join(sources):
+        lines.append(
+            "where lengths are those of the protocol's longest rows, tokens, FLOPs, memory and time are upper bounds"
+        )
+    if unknown:
+        lines.append(
+            f"{unknown} rows without a number of steps (neither rows nor a published count at hand) are in no total"
+        )
+    if uncounted:
+        lines.append(f"{uncounted} rows that cannot be counted are in no total")
+    return lines
+
+
+def obstacles(plan: Plan) -> list[str]:
+    """One line for each model and variant that does not fit or cannot be counted, over its corpora."""
+    found: dict[tuple, list[str]] = {}
+    for row in plan.rows:
+        model, variant = row.training.model, row.training.variant
+        if row.reason:
+            found.setdefault((model, variant, f"not counted: {row.reason}"), []).append(row.training.corpus)
+        elif row.obstacle:
+            what = f"{row.obstacle} exceed {size(plan.device_memory)}"
+            found.setdefault((model, variant, what), []).append(row.training.corpus)
+    peaks = {(r.training.model, r.training.variant): r.memory for r in plan.rows if r.memory}
+    lines = []
+    for (model, variant, what), corpora in found.items():
+        memory = peaks.get((model, variant), {})
+        kinds = ", ".join(f"{kind} {size(memory[kind])}" for kind in KINDS if memory)
+        lines.append(f"{model}, {variant} ({', '.join(corpora)}): {what}" + (f" ({kinds})" if kinds else ""))
+    return lines
+
+
+# --------------------------------------------------------------------------- errors
+
+
+def errors(plan: Plan) -> str:
+    """The plan on measured cells, memory by kind, and time of what was left out of the calibration."""
+    cells = plan.measured
+    if not cells:
+        return "No cost records of this machine: nothing to compare with. Stage `cost` makes them."
+    exact = [cell for cell in cells if cell.exact]
+    lines = [f"{len(cells)} measured cells of this machine, {len(exact)} of them with the shapes of the very steps."]
+    lines.append("\n| memory, n = " + str(len(exact)) + " | median error | largest | within 10 % |\n|---|---|---|---|")
+    for kind in KINDS if exact else ():
+        found = memory_errors(exact, kind)
+        lines.append(
+            f"| {kind} | {_percent(middle(found))} | {_percent(max(map(abs, found)))} | {_within(found, 0.1)} |"
+        )
+    lines.append("\n| step time, left out in turn | n | median error | largest | within 25 % |\n|---|---|---|---|---|")
+    for left in left_out(cells):
+        found = left.errors
+        most, _ = max(left.cells, key=lambda item: abs(item[1] / item[0].seconds - 1))
+        lines.append(
+            f"| {left.what} | {len(found)} | {_percent(middle(found))} | {_percent(max(map(abs, found)))} "
+            f"({most.model}, {most.variant}) | {_within(found, 0.25)} |"
+        )
+    spread = middle([cell.spread for cell in cells])
+    lines.append(
+        f"\nThe measured steps of a cell differ among themselves: half of them by {_percent(spread)} of their median."
+    )
+    lines += [f"- not compared: {line}" for line in plan.uncounted]
+    return "\n".join(lines)
+
+
+def left_out(cells: list[Measured]) -> list[LeftOut]:
+    """Cells of the same threads and precision predict one another only."""
+    groups: dict[tuple, list[Measured]] = {}
+    for cell in cells:
+        groups.setdefault((cell.threads, cell.precision), []).append(cell)
+    largest = max(groups.values(), key=len)
+    by = {"method": lambda c: c.method, "model": lambda c: c.model, "length": lambda c: c.length}
+    return [left for what, group in by.items() if (left := leave_out(largest, what, group))]
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def _within(found: list[float], bound: float) -> str:
+    return f"{sum(abs(error) <= bound for error in found)} of {len(found)}"
+
+
+def _json(plan: Plan, rows: list[dict]) -> dict:
+    names = ("suite", "model", "corpus", "variant", "seconds", "memory", "predicted_memory", "exact")
+    return {
+        "suite": plan.suite.name,
+        "device": plan.device,
+        "device_memory_bytes": plan.device_memory,
+        "clock": plan.clock,
+        "totals": totals(plan),
+        "obstacles": obstacles(plan),
+        "rows": rows,
+        "measured": [{name: getattr(cell, name) for name in names} for cell in plan.measured],
+        "left_out": [
+            {
+                "left_out": left.what,
+                **{k: getattr(cell, k) for k in names[:4]},
+                "seconds": cell.seconds,
+                "predicted": seconds,
+            }
+            for left in (left_out(plan.measured) if plan.measured else [])
+            for cell, seconds in left.cells
+        ],
+    }
+
+
+# --------------------------------------------------------------------------- numbers for people
+
+
+def size(value: float | None) -> str:
+    if value is None:
+        return ""
+    for unit, one in (("PiB", 2**50), ("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if value >= one:
+            return f"{value / one:.3g} {unit}" if value < 999 * one else f"{value / one:,.0f} {unit}"
+    return f"{value:.0f} B"
+
+
+def amount(value: float | None) -> str:
+    if value is None:
+        return ""
+    for unit, one in (("Y", 1e24), ("Z", 1e21), ("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6)):
+        if value >= one:
+            return f"{value / one:.3g} {unit}"
+    return f"{value:.0f}"
+
+
+def count(value: float | None) -> str:
+    if value is None:
+        return "unknown"
+    return f"{value:,.0f}" if value < 1e7 else amount(value).replace(" G", " billion").replace(" M", " million")
+
+
+def duration(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    for unit, one in (("years", 365.25 * 86400), ("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * one:
+            return f"{seconds / one:,.3g} {unit}" if seconds < 1000 * one else f"{seconds / one:,.0f} {unit}"
+    return f"{seconds:.2g} s"
