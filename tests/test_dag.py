@@ -12,7 +12,7 @@ from tests.dag import SUITE, Project, same_results
 
 CELL = "runs/tiny-llama/generated-labels"
 EDITED = ("methods", "evals", "evidence", "config")
-EVIDENCE = ("collected", "tables", "figures", "notebooks", "summary", "plan", "complete")
+EVIDENCE = ("collected", "claims", "tables", "figures", "notebooks", "summary", "plan", "complete")
 
 
 def cells(plan: set[str], name: str) -> set[str]:
