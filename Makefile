@@ -3,6 +3,7 @@
 # make test                      the tests;  ARGS="-k lora" is passed on to pytest
 # make check METHOD=mine         does methods/mine.py keep the contract?
 # make retry STATUS=oom,error    forget these rows of SUITE and run it again
+# make merge FROM=DIR            take the results of SUITE that another machine made
 # make lock                      requirements.lock anew from pyproject.toml, in a clean environment
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ ARGS ?=
 # An active environment that has what is pinned, else .venv; first on the path, for the jobs that snakemake starts.
 ENVIRONMENT = python=$$($(PYTHON) -m harness.environment) && export PATH="$$(dirname "$$python"):$$PATH"
 
-.PHONY: run smoke test check retry lock
+.PHONY: run smoke test check retry merge lock
 
 run:
 	@$(ENVIRONMENT) && python -m harness.unlock && python -m snakemake --cores all --config suite=$(SUITE) $(ARGS)
@@ -30,6 +31,9 @@ check:
 retry:
 	@$(ENVIRONMENT) && python -m harness.retry $(SUITE) --status $(STATUS)
 	@$(MAKE) --no-print-directory run
+
+merge:
+	@$(ENVIRONMENT) && python -m evidence.merge results/$(SUITE) $(or $(FROM),$(error Name the other results folder: make merge SUITE=$(SUITE) FROM=DIR))
 
 lock:
 	rm -rf .venv && $(PYTHON) -m venv .venv

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from evidence.fitting import misfit
 from evidence.names import label_of
 from harness.record import read
 
@@ -169,9 +170,11 @@ def read_record(path: Path) -> dict:
     if not path.is_file():
         return {"status": "missing", "reason": f"no {path.name} yet"}
     try:
-        return read(path)
+        record = read(path)
     except (ValueError, OSError) as error:
         return {"status": "error", "reason": f"unreadable record: {error}"}
+    wrong = misfit(record)
+    return {"status": "error", "reason": wrong} if wrong else record
 
 
 def _flat(stack: dict) -> dict[str, str]:

@@ -155,9 +155,11 @@ def _write_cell(root: Path, cell: dict, fate: str) -> None:
             "facts": _facts(cell),
             "overlap": {"test_items": 1319, "equal": 1, "run": 12, "removed": 13},
         }
-        record.write(folder / "train.json", train)
         if curve:
+            folder.mkdir(parents=True, exist_ok=True)
             (folder / "curves.jsonl").write_text("".join(json.dumps(row) + "\n" for row in curve), encoding="utf-8")
+            train["files"] = {"curves": record.file_entry(folder / "curves.jsonl")}
+        record.write(folder / "train.json", train)
     for entry in cell["evals"]:
         _write_score(folder / entry["eval"], {**base, "eval": entry["eval"], "label": entry["label"]}, cell, status)
 

@@ -1,0 +1,210 @@
+"""Results of other machines join this tree: ``python -m evidence.merge results/quick /media/other/results/quick ...``.
+
+The suite's own plan (``plan.json`` in the first folder) says which cells there are. Each record of a source is taken only
+if it fits its schema, if its key is the plan's (the same specification and code), if the files that it names are there with
+their hashes, and if this tree has no result of its own for the cell. What is not taken is told with the reason, and the
+command ends with 1. Software of another machine stands in the record: tables mark such rows and never average them with others.
+
+A training and what was answered after it go together, so a cell's evals are taken only with their own training.
+Files are copied under a temporary name and renamed, the record last: an interrupted merge is run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import os
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from evidence import cells
+from evidence.cells import EvidenceError
+from evidence.fitting import misfit
+from harness import record as records
+
+TAKEN, HERE, REFUSED = "taken", "already here", "refused"
+
+
+@dataclass(frozen=True)
+class Fate:
+    """What became of a record: its path below the results, taken, already here or refused, and why."""
+
+    path: str
+    what: str
+    why: str = ""
+
+
+def merge(own: Path, source: Path, dry: bool = False) -> Iterator[Fate]:
+    """Every record that ``source`` has for the plan of ``own``, and what is not in the plan. ``dry``: copy nothing.
+
+    Raises EvidenceError where either is no results folder of this suite.
+    """
+    plan = cells.read_plan(own / "plan.json")
+    if source.resolve() == own.resolve():
+        raise EvidenceError(f"{source}: that is this tree itself")
+    if not (source / "runs").is_dir() and not (source / "cost").is_dir():
+        raise EvidenceError(
+            f"{source}: neither runs nor cost in it; give the folder results/{plan['suite']} of the other machine"
+        )
+    for cell in plan["cells"]:
+        yield from _training(own, source, cell, dry)
+    for cell in cells.cost_cells(plan):
+        path = Path("cost") / cell["model"] / cell["corpus"] / cell["variant"] / "cost.json"
+        yield from _one(own, source, path, cell.get("key"), dry)
+    planned = {cells.folder_of(source, cell) for cell in plan["cells"]}
+    for path in sorted((source / "runs").glob("*/*/*/seed*/train.json")):
+        if path.parent not in planned:
+            yield Fate(path.relative_to(source).as_posix(), REFUSED, "the plan of this suite has no such cell")
+
+
+def _training(own: Path, source: Path, cell: dict, dry: bool) -> Iterator[Fate]:
+    """A training first, then its evals, if they belong to the training that is here afterwards."""
+    folder = cells.folder_of(Path(), cell)
+    trained = cell["variant"] != "majority"
+    first = list(_one(own, source, folder / "train.json", cell.get("key"), dry)) if trained else []
+    yield from first
+    refused = next((fate for fate in first if fate.what == REFUSED), None)
+    same = not trained or not first or first[0].what == TAKEN or _same_training(own, source, folder)
+    for entry in cells.evals_of(cell):
+        for stage, key in (("predict", entry.get("predict_key")), ("score", entry.get("key"))):
+            path = folder / entry["eval"] / f"{stage}.json"
+            if not (source / path).is_file():
+                continue
+            if refused:
+                yield Fate(path.as_posix(), REFUSED, "its training was refused")
+            elif not same and not (own / path).is_file():
+                yield Fate(path.as_posix(), REFUSED, "it answers after another training of this cell than the one here")
+            else:
+                yield from _one(own, source, path, key, dry)
+
+
+def _same_training(own: Path, source: Path, folder: Path) -> bool:
+    """Do both trees hold the same trained weights for a cell?"""
+    one, other = (_read(root / folder / "train.json") for root in (own, source))
+    return one.get("files") == other.get("files") and one.get("key") == other.get("key")
+
+
+def _one(own: Path, source: Path, path: Path, key: str | None, dry: bool) -> Iterator[Fate]:
+    """One record with the files beside it; nothing where the source has none."""
+    if not (source / path).is_file():
+        return
+    found = _read(source / path)
+    why = found.get("problem") or misfit(found) or _wrong_key(found, key) or _wrong_files(source / path, found)
+    if why:
+        yield Fate(path.as_posix(), REFUSED, why)
+        return
+    mine = _read(own / path) if (own / path).is_file() else {}
+    if mine.get("status") == "ok" or (mine and not mine.get("problem") and found["status"] != "ok"):
+        yield _standing(path, mine, found)
+        return
+    with _locked((own / path).parent, dry) as free:
+        if not free:
+            yield Fate(path.as_posix(), REFUSED, "a stage is running in its folder here; merge again when it is done")
+            return
+        if not dry:
+            _copy(source / path, own / path, found)
+    yield Fate(
+        path.as_posix(), TAKEN, "" if found["status"] == "ok" else f"{found['status']}: {found.get('reason') or ''}"
+    )
+
+
+def _standing(path: Path, mine: dict, found: dict) -> Fate:
+    """This tree's own result stays; another one of the same cell is refused aloud, with where each was made."""
+    results = ("status", "files", "metrics", "seconds")
+    if all(mine.get(name) == found.get(name) for name in results):
+        return Fate(path.as_posix(), HERE)
+    where = " / ".join(_made(record) for record in (mine, found))
+    return Fate(
+        path.as_posix(), REFUSED, f"this tree has a result of its own for it, and they differ (here / there: {where})"
+    )
+
+
+def _made(record: dict) -> str:
+    provenance = record.get("provenance") or {}
+    commit = str(provenance.get("commit") or "?")[:12]
+    return f"{record.get('status')}, commit {commit}, {provenance.get('device') or 'device unknown'}"
+
+
+def _wrong_key(found: dict, key: str | None) -> str:
+    if key and found.get("key") and found["key"] != key:
+        return "stale: made from another specification or other code than this plan's"
+    return ""
+
+
+def _wrong_files(path: Path, found: dict) -> str:
+    for entry in (found.get("files") or {}).values():
+        file = path.parent / entry["file"]
+        if not file.is_file():
+            return f"{entry['file']} is not beside it"
+        if records.digest(file) != entry["sha256"]:
+            return f"{entry['file']} is not the file that the record names (its sha256 differs)"
+    return ""
+
+
+def _copy(source: Path, target: Path, found: dict) -> None:
+    """The files, then the record as it is, each under a temporary name first."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for entry in (found.get("files") or {}).values():
+        temporary = target.with_name(f".{entry['file']}.{os.getpid()}")
+        shutil.copyfile(source.parent / entry["file"], temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, target.with_name(entry["file"]))
+    records.write(target, found)
+
+
+@contextmanager
+def _locked(folder: Path, dry: bool) -> Iterator[bool]:
+    """Whether no stage holds the folder (harness/supervise.py locks it so), which it then cannot take meanwhile."""
+    if dry and not (folder / ".lock").is_file():
+        yield True
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "a+b") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def _read(path: Path) -> dict:
+    try:
+        return records.read(path)
+    except (ValueError, OSError) as error:
+        return {"problem": f"unreadable: {error}"}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m evidence.merge", description=__doc__.splitlines()[0])
+    parser.add_argument("own", type=Path, help="results/SUITE of this machine, with its plan.json")
+    parser.add_argument("sources", type=Path, nargs="+", help="the same folder of other machines")
+    parser.add_argument("-n", "--dry-run", action="store_true", help="say what would be taken, and copy nothing")
+    arguments = parser.parse_args(argv)
+    counts: Counter[str] = Counter()
+    try:
+        for source in arguments.sources:
+            print(f"{source}:")
+            for number, fate in enumerate(merge(arguments.own, source, arguments.dry_run), 1):
+                counts[fate.what] += 1
+                if fate.what == REFUSED or fate.why:
+                    print(f"  {fate.what}: {fate.path}: {fate.why}")
+                if number % 1000 == 0:
+                    print(f"  {number:,} records looked at", file=sys.stderr, flush=True)
+    except (EvidenceError, json.JSONDecodeError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    would = "would be " if arguments.dry_run else ""
+    print(f"{counts[TAKEN]} records {would}taken, {counts[HERE]} already here, {counts[REFUSED]} refused")
+    return 1 if counts[REFUSED] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
