@@ -28,7 +28,6 @@ from ._linear import Targets, cast_back, train_all
 from ._projector import Builder, Report, side_of
 
 _FUSED = {"fused": True, "amsgrad": False, "maximize": False}
-_READ = 1 << 23  # gradient entries that are made into bases at once
 _WORK = 1 << 18  # entries of a stack that Adam moves at once: what it writes is read again while in the cache
 
 
@@ -57,6 +56,21 @@ class _Bucket:
             R.addmm_(*factors) if number in self.seen else torch.mm(*factors, out=R)
             self.seen.add(number)
             p.grad = None
+
+    def stacked(self, entries: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Parts of the bucket: where, all gradients there, and where their projections go; then they are freed."""
+        self.projected = self.matrices[0].new_empty(self.shape)
+        space = None  # one for all parts: fresh memory costs more than the copy
+        for part in self.parts(self.matrices[0].numel(), entries):
+            there = self.matrices[part]
+            space = self.matrices[0].new_empty(len(there), *there[0].shape) if space is None else space
+            torch.stack([torch.zeros_like(p) if p.grad is None else p.grad for p in there], out=space[: len(there)])
+            yield part, space[: len(there)], self.projected[part]
+            self.seen |= {part.start + number for number, p in enumerate(there) if p.grad is not None}
+            for p in there:
+                p.grad = None
+        if not self.seen:
+            self.projected = None
 
     def gradient(self) -> Tensor | None:
         """The whole stack; zero where no gradient came."""
@@ -98,23 +112,20 @@ class ProjectedAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def refresh(self, builder: Builder, generator: torch.Generator) -> Report:
-        """New bases from the gradients in ``.grad``; what it took, a number a matrix."""
-        places, reports = [], []
+        """New bases from the gradients in ``.grad``, and their projections; what it took, a number a matrix."""
+        reports = []
         for bucket, group in zip(self.buckets, self.param_groups[:-1], strict=True):
-            basis, cold = self.stacks(bucket)["basis"], group["refreshes"] == 0
-            noise = builder.noise(bucket.rank, basis.shape[2], basis, generator)
-            for part in bucket.parts(bucket.matrices[0].numel(), _READ):
-                matrices = bucket.matrices[part]
-                G = torch.stack([torch.zeros_like(p) if p.grad is None else p.grad for p in matrices])
-                warm = None if cold else basis[part]
-                made, report = builder(G, bucket.rank, bucket.side, noise, warm)
-                basis[part] = made
+            state, cold = self.stacks(bucket), group["refreshes"] == 0
+            noise = builder.noise(bucket.rank, bucket.basis_shape[2], state["basis"], generator)
+            for part, stack, projected in bucket.stacked(builder.at_once):
+                warm = None if cold else state["basis"][part]
+                state["basis"][part], report = builder(stack, bucket.rank, bucket.side, noise, warm, projected)
                 for name, value in report._asdict().items():
-                    self.stacks(bucket)[name][part] += value
+                    state[name][part] += value
                 reports.append(report)
             group["refreshes"] += 1
-            places += bucket.places
-        order = torch.tensor(places, device=basis.device).argsort()
+        places = [place for bucket in self.buckets for place in bucket.places]
+        order = torch.tensor(places, device=noise.device).argsort()
         return Report(*(torch.cat(values)[order] for values in zip(*reports, strict=True)))
 
     @torch.no_grad()
@@ -226,7 +237,6 @@ class ProjectedMethod(Method):
         step.log("captured_share", report.share)
         step.log("iterations", report.iterations)
         step.log("passes", report.passes)
-        self._optimizer.project()
 
     def clip(self, model: nn.Module, max_norm: float) -> Tensor:
         gradients = [p.grad for p in model.parameters() if p.grad is not None]

@@ -4,9 +4,12 @@
     Q: (L, rank, short), orthonormal rows that approach A's top right singular vectors, which are C's top eigenvectors
 
 ``svd``         LAPACK's, the oracle.      ``gram``   C and its eigenvectors: exact too, to the root of the precision.
-``block``       Y <- orth((A^T A + shift) Y) on ``rank + oversampling`` rows, from the old basis and random rows; then
-                the eigenvectors of (A Y^T)^T (A Y^T) turn Y and choose ``rank`` of it (Halko et al., arXiv 0909.4061).
-``sequential``  power iteration, one vector at a time, each kept orthogonal to those before it (``deflated``).
+``block``       Y: ``rank + oversampling`` sums of A's own rows. Z = Y (C + shift), which reads A twice; ``rank`` leading
+                right singular vectors of L^-1 Z, where L L^T = Z Y^T: Nystroem's (Tropp et al., arXiv 1706.05736).
+                Sums of rows are nearer than an old basis is: on SmolLM2's gradients of other rows, 200 steps on, that
+                holds 0.7 of the energy (docs/projector.md). So this builder needs none.
+``sequential``  power iteration, one vector at a time, each kept orthogonal to those before it (``deflated``), from the
+                old basis.
 
 A basis is one whatever the gradient: with fewer directions than ``rank`` (few supervised tokens) it is completed; for one
 that is zero or not finite (or so that its square would be) the old basis stays, or coordinate axes where there is none.
@@ -25,9 +28,13 @@ Kind = Literal["svd", "gram", "block", "sequential"]
 Momentum = Literal["dynamic", "static", "none"]
 Side = Literal["right", "left"]
 
-COLD_PASSES = 9  # of the block iteration where there is no old basis, at least
 CACHE = 16 * 2**20  # bytes of matrices that ``sequential`` has in hand at once on a CPU: they are read again and again
-SHIFT = 100.0  # of A^T A in the block iteration, in units of the precision: directions that A lacks stay in the block
+SHIFT = 100.0  # of C in the block iteration, in units of the precision: directions that A lacks stay in the block
+SUMS = 3  # times as many sums of A's rows, on which a block's first round is made, as it has rows
+FEW_SHIFT = 1e-3  # of that round: more than SHIFT, so that one factor is enough
+# Length of the random part of its rows: 1e-5 of the energy a direction, where A has fewer than are asked for.
+STRAY = 0.1
+STRIPS = 4  # of columns that a Gram matrix is made by: 5/8 of the products
 STRIDE = 8  # iterations between two looks at how far the search is
 GUESS = 0.95  # of an eigenvalue: the most that static momentum takes for the next one, unless told; at 1 it stalls
 STIR = 1e-3  # length of the random part of a warm start: a vector may lie in the span of those before it
@@ -37,7 +44,7 @@ class Report(NamedTuple):
     """What making the bases took and gave, a number a matrix: (L,)."""
 
     iterations: Tensor  # products of a vector, or of a whole block, with A^T A
-    passes: Tensor  # products that read the gradient
+    passes: Tensor  # products that read the gradient to make the basis
     share: Tensor  # ||A Q^T||^2 / ||A||^2
     kept: Tensor  # true where the gradient made no basis
 
@@ -49,11 +56,11 @@ def side_of(shape: torch.Size) -> Side:
 
 @dataclass(frozen=True)
 class Builder:
-    """A way to make bases, with its options. ``passes`` read the gradient: two a round, and one to choose."""
+    """A way to make bases, with its options."""
 
     kind: Kind = "svd"
-    oversampling: int = 8
-    passes: int = 3  # of ``block``
+    oversampling: int = 32  # of ``block``
+    passes: int = 2  # of ``block``, two a round
     momentum: Momentum = "dynamic"  # of ``sequential``, as the other two
     tolerance: float = 5e-2  # of the residual, over the eigenvalue: 0.997 of the best energy, or more, from i^-0.25 on
     max_iterations: int = 100  # for a vector
@@ -62,13 +69,18 @@ class Builder:
         for name, known in (("kind", Kind), ("momentum", Momentum)):
             if getattr(self, name) not in get_args(known):
                 raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(get_args(known))}")
-        if self.passes < 3 or self.passes % 2 == 0:
-            raise ValueError(f"passes={self.passes}: two a round and one to choose, so 3, 5, 7, ...")
+        if self.passes < 2 or self.passes % 2:
+            raise ValueError(f"passes={self.passes}: two a round, so 2, 4, 6, ...")
         if self.oversampling < 0 or self.max_iterations < 1 or not self.tolerance > 0:
             raise ValueError(
                 f"oversampling={self.oversampling} must be 0 or more, max_iterations={self.max_iterations} at least 1 "
                 f"and tolerance={self.tolerance} above 0"
             )
+
+    @property
+    def at_once(self) -> int:
+        """Gradient entries that are best taken at once: what a block reads twice stays in the cache."""
+        return {"block": 1 << 22, "sequential": 1 << 25}.get(self.kind, 1 << 23)
 
     def noise(self, rank: int, short: int, like: Tensor, generator: torch.Generator) -> Tensor:
         """Random rows that a build starts from: (rank + oversampling, short), about of length one."""
@@ -78,9 +90,16 @@ class Builder:
 
     @torch.no_grad()
     def __call__(
-        self, gradients: Tensor, rank: int, side: Side, noise: Tensor, warm: Tensor | None = None
+        self,
+        gradients: Tensor,
+        rank: int,
+        side: Side,
+        noise: Tensor,
+        warm: Tensor | None = None,
+        projected: Tensor | None = None,
     ) -> tuple[Tensor, Report]:
-        """(basis, report) of gradients (L, m, n); ``warm``: (L, rank, short) from the last refresh; ``noise`` as above."""
+        """(basis, report) of gradients (L, m, n); ``warm``: (L, rank, short) from the last refresh; ``noise`` as above;
+        ``projected``: where the gradients' projections go."""
         A = gradients if side == "right" else gradients.mT
         rank = min(rank, A.shape[2])
         size = torch.linalg.vector_norm(gradients.flatten(1), dim=1)
@@ -88,22 +107,25 @@ class Builder:
         inverse = torch.where(good, 1 / size, 0)[:, None, None]
         mask = good[:, None, None]
         if self.kind == "svd":
-            rows, share, counts = _svd(A, inverse, mask, rank)
+            rows, counts = _svd(A, mask, rank), (0, 1)
         elif self.kind == "block":
-            passes = max(self.passes, COLD_PASSES) if warm is None else self.passes
-            rows, share, counts = _block(A, inverse, mask, rank, block_start(A, rank, noise, warm), passes)
+            rows, counts = _block(A, inverse, mask, rank, noise, self.passes), (self.passes // 2, self.passes)
         else:
-            C = torch.where(mask, torch.bmm(A.mT, A) * inverse**2, 0)
+            C = gram(A, inverse, mask)
             if self.kind == "gram":
-                rows, share, counts = _top(C, rank)
+                rows, counts = torch.linalg.eigh(C)[1][..., -rank:].flip(-1).mT, (0, 1)
             else:
                 options = self.momentum, self.tolerance, self.max_iterations
-                rows, values, iterations = deflated(C, vector_start(A, rank, noise, warm), *options)
-                share, counts = values.sum(1), (iterations, 1)
+                rows, _, iterations = deflated(C, vector_start(A, rank, noise, warm), *options)
+                counts = iterations, 1
         old = torch.eye(rank, A.shape[2], dtype=A.dtype, device=A.device) if warm is None else warm
+        basis = torch.where(mask, fix_signs(rows), old)
+        projected = torch.bmm(*((gradients, basis.mT) if side == "right" else (basis, gradients)), out=projected)
+        share = torch.where(
+            good, (torch.linalg.vector_norm(projected.flatten(1), dim=1) * inverse[:, 0, 0]).square(), 0
+        )
         iterations, passes = (torch.zeros_like(size) + count for count in counts)
-        share = torch.where(good, share, 0)
-        return torch.where(mask, fix_signs(rows), old), Report(iterations, passes, share, ~good)
+        return basis, Report(iterations, passes, share, ~good)
 
 
 def fix_signs(basis: Tensor) -> Tensor:
@@ -115,57 +137,80 @@ def fix_signs(basis: Tensor) -> Tensor:
 # --------------------------------------------------------------------------- exact
 
 
-def _svd(A: Tensor, inverse: Tensor, mask: Tensor, rank: int) -> tuple[Tensor, Tensor, tuple]:
-    _, values, right = torch.linalg.svd(torch.where(mask, A, 0), full_matrices=False)
-    return right[:, :rank], (values[:, :rank] * inverse[:, 0]).square().sum(1), (0, 1)
+def _svd(A: Tensor, mask: Tensor, rank: int) -> Tensor:
+    return torch.linalg.svd(torch.where(mask, A, 0), full_matrices=False)[2][:, :rank]
 
 
-def _top(C: Tensor, rank: int) -> tuple[Tensor, Tensor, tuple]:
-    values, vectors = torch.linalg.eigh(C)
-    return vectors[..., -rank:].flip(-1).mT, values[:, -rank:].sum(1), (0, 1)
+def gram(A: Tensor, inverse: Tensor, mask: Tensor) -> Tensor:
+    """A^T A * inverse^2 by strips of columns: what lies below the diagonal is copied. (L, short, short)."""
+    C = A.new_empty(len(A), A.shape[2], A.shape[2])
+    width = -(-A.shape[2] // STRIPS)
+    for start in range(0, A.shape[2], width):
+        strip = slice(start, start + width)
+        C[:, strip, start:] = torch.bmm(A[:, :, strip].mT, A[:, :, start:])
+        C[:, start + width :, strip] = C[:, strip, start + width :].mT
+    return torch.where(mask, C.mul_(inverse**2), 0)
 
 
 # --------------------------------------------------------------------------- block
 
 
-def block_start(A: Tensor, rank: int, noise: Tensor, warm: Tensor | None) -> Tensor:
-    """(L, rank + oversampling, short): the old basis, and random rows."""
-    noise = noise.expand(len(A), -1, -1)
-    return noise if warm is None else torch.cat((warm, noise[:, rank:]), 1)
+def _block(A: Tensor, inverse: Tensor, mask: Tensor, rank: int, noise: Tensor, passes: int) -> Tensor:
+    """Nystroem's approximation of C + shift from one product with it. In that no direction is lost, so that rows cannot
+    become dependent: after a round their condition is at most that of the shifted matrix. Where the rows are few, a first
+    round is made on sums of A's rows, more of them, instead of A."""
+    shift, k = SHIFT * torch.finfo(A.dtype).eps, len(noise)
+
+    def product(Y: Tensor, rows: Tensor, shift: float) -> Tensor:
+        return torch.baddbmm(Y, torch.bmm(rows, (Y * inverse**2).mT).mT, rows, beta=shift)
+
+    few = row_sums(A, SUMS * k, noise) if 2 * SUMS * k <= A.shape[2] else None
+    Y = row_sums(A if few is None else few, k, noise) * inverse * k**0.5 + STRAY * noise
+    Y = orthonormal_rows(Y, 1)
+    if few is not None:
+        Y = product(Y, few, FEW_SHIFT)
+        Y = torch.bmm(_inverse_factor(torch.bmm(Y, Y.mT), shifted=True), Y)  # orthonormal enough: its span counts
+    for _ in range(passes // 2 - 1):
+        Y = orthonormal_rows(product(Y, A, shift), 2)
+    Z = product(Y, A, shift)  # (L, k, short)
+    W = torch.bmm(_inverse_factor(torch.bmm(Z, Y.mT)), Z)
+    values, vectors = torch.linalg.eigh(torch.where(mask, torch.bmm(W, W.mT), 0))
+    turn = vectors[..., -rank:].flip(-1) / values[:, None, -rank:].flip(-1).clamp_min(shift).sqrt()
+    return orthonormal_rows(torch.bmm(turn.mT, W), 1)
 
 
-def _block(
-    A: Tensor, inverse: Tensor, mask: Tensor, rank: int, start: Tensor, passes: int
-) -> tuple[Tensor, Tensor, tuple]:
-    """Subspace iteration and Rayleigh-Ritz. In A^T A + shift no direction is lost, so that rows cannot become dependent:
-    after a round their condition is at most that of the shifted matrix, which ``orthonormal_rows`` bears."""
-    shift, rounds = SHIFT * torch.finfo(A.dtype).eps, passes // 2
-    Y = orthonormal_rows(start, 1)  # near enough: an old basis, and random rows that are nearly orthogonal to it
-    for number in range(rounds):
-        H = torch.bmm(A, (Y * inverse**2).mT)  # (L, long, k)
-        Y = orthonormal_rows(torch.baddbmm(Y * shift, H.mT, A), 2 if number + 1 < rounds else 3)
-    H = torch.bmm(A, (Y * inverse).mT)
-    values, vectors = torch.linalg.eigh(torch.where(mask, torch.bmm(H.mT, H), 0))
-    return torch.bmm(vectors[..., -rank:].flip(-1).mT, Y), values[:, -rank:].sum(1), (rounds, passes)
+def row_sums(A: Tensor, k: int, noise: Tensor) -> Tensor:
+    """k sums of A's rows, with signs from the noise: every row is in one of them. (L, k, short)."""
+    signs = noise.flatten().sign()
+    made = A[:, :k] * signs[0]
+    for number, start in enumerate(range(k, A.shape[1], k), 1):
+        rows = A[:, start : start + k]
+        made[:, : rows.shape[1]].addcmul_(rows, signs[number % len(signs)])
+    return made
 
 
 def orthonormal_rows(Y: Tensor, times: int) -> Tensor:
     """An orthonormal basis of the span of Y's rows: (L, k, short), by Cholesky factors of Gram matrices.
 
-    Each time squares the condition in the Gram matrix, so once is not enough; the first is shifted, so that it succeeds
-    up to a condition of about 0.01 / precision, and wants a third. Where a factor fails, rows are only normalised.
-    The small factors are inverted and multiplied: five times faster than solving for Y on a CPU.
+    Each time squares the condition in the Gram matrix, so once is enough only for rows that are nearly orthonormal or
+    need not be more; all times but the last are shifted, so that they succeed up to a condition of about
+    0.01 / precision, which wants three. The small factors are inverted and multiplied: five times faster than solving
+    for Y on a CPU.
     """
-    eps, eye = torch.finfo(Y.dtype).eps, torch.eye(Y.shape[1], dtype=Y.dtype, device=Y.device)
     for number in range(times):
-        gram = torch.bmm(Y, Y.mT)
-        lengths = gram.diagonal(dim1=1, dim2=2)
-        if number == 0:
-            lengths += 4 * eps * lengths.sum(1, keepdim=True)
-        factor, failed = torch.linalg.cholesky_ex(gram)
-        factor = torch.where((failed == 0)[:, None, None], factor, torch.diag_embed(lengths.clamp_min(eps).sqrt()))
-        Y = torch.bmm(torch.linalg.solve_triangular(factor, eye.expand_as(factor), upper=False), Y)
+        Y = torch.bmm(_inverse_factor(torch.bmm(Y, Y.mT), shifted=number + 1 < times), Y)
     return Y
+
+
+def _inverse_factor(gram: Tensor, shifted: bool = False) -> Tensor:
+    """F^-1 of the Cholesky factor F of each; where that fails, rows are only normalised."""
+    eps, lengths = torch.finfo(gram.dtype).eps, gram.diagonal(dim1=1, dim2=2)
+    if shifted:
+        lengths += 4 * eps * lengths.sum(1, keepdim=True)
+    factor, failed = torch.linalg.cholesky_ex(gram)
+    factor = torch.where((failed == 0)[:, None, None], factor, torch.diag_embed(lengths.clamp_min(eps).sqrt()))
+    eye = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
+    return torch.linalg.solve_triangular(factor, eye.expand_as(factor), upper=False)
 
 
 # --------------------------------------------------------------------------- one vector at a time
@@ -279,7 +324,7 @@ def _deflated(
 
 def _without(known: Tensor, x: Tensor) -> Tensor:
     """x, (L, short), less its part along the known rows, (L, k, short); rows not yet known are zero."""
-    return x - _times(_times(x, known.mT), known)
+    return torch.baddbmm(x[:, None], torch.bmm(x[:, None], known.mT), known, alpha=-1)[:, 0]
 
 
 def _times(x: Tensor, M: Tensor) -> Tensor:

@@ -17,8 +17,8 @@ vectors beyond the gradient's rank (few supervised tokens) are any that complete
 
 ``builder`` (methods/_projector.py) says how Q is made: "svd" is the published way. "gram" takes the eigenvectors of
 G^T G (or G G^T), which are the same vectors to the root of the precision. The others approach the span: "block" by
-iterating ``rank + oversampling`` vectors at once from the old basis, "power" one by one. "block" reads the gradient
-``passes`` times, two a round and one to choose; at the first refresh, which has no old basis, nine times at least.
+``rank + oversampling`` vectors at once, from sums of the gradient's rows, which reads it ``passes`` times, two a round;
+"power" one by one from the old basis.
 The part of ||G||^2 that Q captures is on the curve of every refresh, for each matrix.
 """
 
@@ -39,8 +39,8 @@ class GaLore(ProjectedMethod):
     rank: int = field(default=128, metadata={"search": choice(8, 32, 128)})
     scale: float = field(default=2.0, metadata={"search": choice(0.25, 1.0, 2.0, 4.0)})
     builder: Kind = "svd"
-    oversampling: int = 8  # of "block"
-    passes: int = 3  # of "block", over the gradient
+    oversampling: int = 32  # of "block"
+    passes: int = 2  # of "block", over the gradient
 
     def projector(self) -> Builder:
         if self.builder not in get_args(Kind):

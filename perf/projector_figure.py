@@ -27,17 +27,18 @@ if TYPE_CHECKING:
 
 MOMENTA = {"none": ("plain", BLACK, "s"), "static": ("static momentum", BLUE, "^")}
 MOMENTA |= {"dynamic": ("dynamic momentum", VERMILION, "o")}
-LOOKS = {"svd": (GREY, "s"), "gram": (BLACK, "D"), "block": (VERMILION, "o"), "block of 5": (ORANGE, "v")}
+LOOKS = {"svd": (GREY, "s"), "gram": (BLACK, "D"), "block": (VERMILION, "o"), "block of 4": (ORANGE, "v")}
 LOOKS |= {"power": (PURPLE, "h"), "static": (SKY, "^"), "dynamic": (GREEN, "p")}
 
 
-def draw(
-    settings: dict, gaps: list[dict], spectra: list[dict], whole: list[dict], seconds: dict, yardstick: str, out: Path
-) -> None:
-    """``projector_gap`` and ``projector``, each as PNG and PDF."""
+def draw(found: dict, yardstick: str, out: Path) -> None:
+    """``projector_gap`` and ``projector``, each as PNG and PDF, of what there is."""
     use_print_style()
-    save(gap_figure(gaps), out / "projector_gap")
-    save(cost_figure(settings, spectra, whole, seconds, yardstick), out / "projector")
+    if found["gaps"]:
+        save(gap_figure(found["gaps"]), out / "projector_gap")
+    if found["spectra"]:
+        rest = found["whole"], found["seconds"], yardstick
+        save(cost_figure(found["settings"], found["spectra"], *rest), out / "projector")
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -84,7 +85,7 @@ def cost_figure(settings: dict, spectra: list[dict], whole: list[dict], seconds:
     if timed:
         bars(axes[0, 0], timed, statistics.median(seconds[yardstick]), yardstick)
     missed(axes[0, -1], spectra)
-    how = "Right: one matrix; open: from random rows, filled: from a near basis; sizes: i^-0.25, i^-0.5, i^-1."
+    how = "Right: one matrix; filled: from a near basis; sizes: i^-0.25, i^-0.5, i^-1."
     if timed:
         how = f"Left: {settings['matrices']} matrices of {settings['model']}; figures: median energy captured. " + how
     footer(figure, f"{how}\n{settings['threads']} threads, float32.")
@@ -140,4 +141,5 @@ def missed(axis: Axes, rows: list[dict]) -> None:
         xscale="log", yscale="log", xlabel=f"seconds, {shape.replace('x', ' × ')}, r = {rank}", ylabel="energy missed"
     )
     axis.axhline(0.01, color="#888888", linewidth=0.7, linestyle=(0, (4, 2)))
-    axis.legend(fontsize=6.5, loc="best", labelspacing=0.3)
+    axis.set_ylim(top=3)  # room for the legend
+    axis.legend(fontsize=6.5, loc="upper right", labelspacing=0.3)

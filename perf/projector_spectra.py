@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from harness.measure import synchronize
-from methods._projector import COLD_PASSES, Builder, Report, deflated, side_of, vector_start
+from methods._projector import Builder, Report, deflated, side_of, vector_start
 
 SHAPES = ((576, 576), (192, 576), (1536, 576), (576, 1536))
 EXPONENTS = (0.25, 0.5, 1.0)
@@ -21,19 +21,17 @@ BUILDERS = {
     "svd": Builder("svd"),
     "gram": Builder("gram"),
     "block": Builder("block"),
-    "block of 5": Builder("block", passes=5),
+    "block of 4": Builder("block", passes=4),
     "power": Builder("sequential", momentum="none"),
     "static": Builder("sequential", momentum="static"),
     "dynamic": Builder("sequential"),
 }
-LABELS = {"svd": "SVD", "gram": "Gram matrix, eigh", "block": "block, 3 passes", "block of 5": "block, 5 passes"}
+LABELS = {"svd": "SVD", "gram": "Gram matrix, eigh", "block": "block, 2 passes", "block of 4": "block, 4 passes"}
 LABELS |= {"power": "one by one, plain", "static": "one by one, static", "dynamic": "one by one, dynamic"}
 
 
 def label(name: str, start: str) -> str:
-    """As tables have it: the builder, its passes over G where they are its option, its start."""
-    if BUILDERS[name].kind == "block" and start == "cold":
-        return f"block, {max(COLD_PASSES, BUILDERS[name].passes)} passes, cold"
+    """As tables have it: the builder, its passes over G where they are its option, its start where it has one."""
     return LABELS[name] + (f", {start}" if start else "")
 
 
@@ -76,10 +74,8 @@ def sines(Q: Tensor, exact: Tensor) -> Tensor:
 
 
 def starts(name: str, quick: bool) -> tuple[str, ...]:
-    if name in ("svd", "gram"):
+    if BUILDERS[name].kind != "sequential":
         return ("",)
-    if name == "block of 5":
-        return ("warm",)
     return ("warm",) if quick and name == "static" else ("cold", "warm")
 
 

@@ -118,7 +118,7 @@ def naive(net, steps, rank, scale, every, lr=1e-2, decay=0.0, epsilon=1e-6, max_
 @pytest.mark.parametrize("builder", ["svd", "gram"])
 def test_equals_the_naive_loop(decay, max_norm, builder, monkeypatch):
     assert distance(decay=decay, max_norm=max_norm, builder=builder) < 1e-9
-    monkeypatch.setattr(_projected_adam, "_READ", 1)  # one matrix at a time
+    monkeypatch.setattr(_projected_adam.Builder, "at_once", 1)  # one matrix at a time
     monkeypatch.setattr(_projected_adam, "_WORK", 1)
     assert distance(decay=decay, max_norm=max_norm, builder=builder) < 1e-9
 
@@ -354,7 +354,7 @@ def test_other_builders_train_nearly_as_the_oracle(builder, apart):
     """Power iteration's vectors are turned a little, in which Adam is not the same; a block's passes bring it there."""
     ends = []
     for kind in ("svd", builder):
-        net, method, optimizer = built(builder=kind, rank=5, oversampling=3, passes=41, scale=1.0, learning_rate=1e-3)
+        net, method, optimizer = built(builder=kind, rank=5, oversampling=3, passes=40, scale=1.0, learning_rate=1e-3)
         for index in range(8):
             one_step(net, method, optimizer, index)
         ends.append(torch.cat([p.detach().flatten() for p in net.parameters()]))
@@ -381,7 +381,7 @@ def test_a_transposed_module_is_projected_on_the_same_side():
 
 
 def test_the_curve_and_the_record_say_what_a_refresh_took():
-    net, method, optimizer = built(builder="block", passes=3, oversampling=2)
+    net, method, optimizer = built(builder="block", passes=4, oversampling=2)
     assert method.facts(net) == {}
     seen = []
     for index in (0, 3):
@@ -398,18 +398,18 @@ def test_the_curve_and_the_record_say_what_a_refresh_took():
             Q, G = own(net, optimizer, name)["basis"], whole[name]
             shares.append(((G @ Q.t() if G.shape[0] >= G.shape[1] else Q @ G).norm() / G.norm()) ** 2)
         torch.testing.assert_close(logged["captured_share"], torch.stack(shares), rtol=1e-9, atol=0)
-        assert logged["passes"].tolist() == [9 if index == 0 else 3] * 4
-        assert logged["iterations"].tolist() == [4 if index == 0 else 1] * 4 and int(logged["bases_kept"]) == 0
+        assert logged["passes"].tolist() == [4] * 4
+        assert logged["iterations"].tolist() == [2] * 4 and int(logged["bases_kept"]) == 0
         seen.append(logged["captured_share"])
     facts = json.loads(json.dumps(method.facts(net)))
-    assert facts["projector"] == "block" and facts["refreshes"] == 2 and facts["passes"] == 6.0
-    assert facts["iterations"] == 2.5 and facts["bases_kept"] == 0 and facts["orthogonality_error"] < 1e-12
+    assert facts["projector"] == "block" and facts["refreshes"] == 2 and facts["passes"] == 4.0
+    assert facts["iterations"] == 2.0 and facts["bases_kept"] == 0 and facts["orthogonality_error"] < 1e-12
     assert facts["captured_share"] == pytest.approx(float(torch.stack(seen).mean()))
     assert facts["captured_share_lowest"] == pytest.approx(float(torch.stack(seen).mean(0).min()))
 
 
 @pytest.mark.parametrize(
-    "fields", [{"rank": 0}, {"refresh_every": 0}, {"builder": "qr"}, {"builder": "block", "passes": 2}], ids=str
+    "fields", [{"rank": 0}, {"refresh_every": 0}, {"builder": "qr"}, {"builder": "block", "passes": 3}], ids=str
 )
 def test_wrong_options_are_refused(fields):
     with pytest.raises(ValueError, match="GaLore.*" + str(list(fields.values())[-1])):

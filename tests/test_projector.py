@@ -24,14 +24,14 @@ DOUBLE = torch.float64
 EXACT = {
     "svd": Builder("svd"),
     "gram": Builder("gram"),
-    "block": Builder("block", passes=81),
+    "block": Builder("block", passes=80, oversampling=8),
     "power": Builder("sequential", momentum="none", tolerance=1e-9, max_iterations=5000),
     "dynamic": Builder("sequential", tolerance=1e-9, max_iterations=5000),
 }
 USUAL = {
     "svd": Builder("svd"),
     "gram": Builder("gram"),
-    "block": Builder("block"),
+    "block": Builder("block", oversampling=8),
     "power": Builder("sequential", momentum="none"),
     "dynamic": Builder("sequential"),
     "static": Builder("sequential", momentum="static"),
@@ -106,7 +106,9 @@ def test_rows_are_orthonormal_and_each_has_its_largest_entry_positive(name, dtyp
         assert bool((Q.gather(2, Q.abs().argmax(2, keepdim=True)) > 0).all())
     again, _ = build(USUAL[name], G.flip(0), 6, warm=cold)
     turned, _ = build(USUAL[name], -G.flip(0), 6, warm=cold)
-    assert torch.equal(again, warm) and torch.equal(turned, warm)  # C does not know the sign, nor may the basis
+    assert torch.equal(again, warm)
+    if name != "block":  # which starts from the gradient itself, and some noise
+        assert torch.equal(turned, warm)  # C does not know the sign, nor may the basis
     assert all(value.shape == (4,) for value in report)
 
 
@@ -161,7 +163,7 @@ def test_a_zero_or_broken_gradient_keeps_the_old_basis_and_leaves_the_others_alo
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"kind": "qr"}, {"momentum": "some"}, {"passes": 4}, {"passes": 1}, {"tolerance": 0.0}, {"oversampling": -1}],
+    [{"kind": "qr"}, {"momentum": "some"}, {"passes": 3}, {"passes": 0}, {"tolerance": 0.0}, {"oversampling": -1}],
 )
 def test_wrong_options_are_refused(wrong):
     with pytest.raises(ValueError, match=str(next(iter(wrong.values())))):
@@ -245,7 +247,7 @@ def test_cholesky_needs_to_be_twice_and_a_third_time_where_rows_are_nearly_depen
         Y = left * torch.logspace(0, -math.log10(condition), 40) @ right
         defects[condition] = [defect(projector.orthonormal_rows(Y, times)) for times in (1, 2, 3)]
     once, twice, _ = defects[330.0]
-    assert once > 1e-3 and twice < 1e-5
+    assert once > 5e-4 and twice < 1e-5
     _, twice, thrice = defects[3e4]
     assert twice > 1e-5 and thrice < 1e-5
 
@@ -362,11 +364,11 @@ def one_round_more(values, k, rounds=(6, 7)):
     """By how much one more round of the block contracts the angle to each leading vector."""
     G = matrices(1, (40, 40), values)
     oracle, _ = build(Builder("svd"), G, 4)
-    start = torch.linalg.qr(torch.randn(1, 40, k, generator=torch.Generator().manual_seed(5), dtype=DOUBLE))[0].mT
+    start = torch.randn(k, 40, generator=torch.Generator().manual_seed(5), dtype=DOUBLE) / 40**0.5
     sines = []
     for count in rounds:
         mask, inverse = torch.ones(1, 1, 1, dtype=torch.bool), 1 / G.norm()[None, None, None]
-        Q = projector._block(G, inverse, mask, k, start, 2 * count + 1)[0]
+        Q = projector._block(G, inverse, mask, k, start, 2 * count)
         sines.append((oracle - oracle @ Q.mT @ Q).norm(dim=2)[0])
     return sines[1] / sines[0]
 
@@ -409,19 +411,101 @@ def measured(name, a, warmth="cold", shape=(192, 96), rank=16):
 
 @pytest.mark.parametrize("a", [0.25, 0.5, 1.0])
 def test_what_a_warm_start_is_worth(a):
-    """2.4: it gives in three passes what a cold block lacks after five, and shortens every search."""
-    short, long = Builder("block", passes=3), Builder("block", passes=5)
-    warm, cold = measured(short, a, "warm")[0], measured(short, a, "random")[0]
-    assert warm > 0.99 and cold < measured(long, a, "random")[0] < warm
+    """To a search; a block does not look at the old basis."""
     for name in ("dynamic", "power"):
         assert measured(name, a, "warm")[1].iterations < (0.9 if a < 0.5 else 0.7) * measured(name, a)[1].iterations
+    assert measured("block", a, "warm")[0] == measured("block", a)[0]
 
 
-def test_one_round_from_random_rows_is_poor_on_flat_spectra():
-    found = [measured(Builder("block", passes=3), a, "random")[0] for a in (0.25, 0.5, 1.0)]
-    assert found[0] < 0.9 and found == sorted(found)
-    more = measured(Builder("block", passes=3, oversampling=32), 0.25, "random")[0]
-    assert more > found[0]
+@pytest.mark.parametrize("a", [0.25, 0.5, 1.0])
+def test_rounds_and_rows_bring_a_block_nearer(a):
+    found = [measured(Builder("block", passes=2, oversampling=p), a)[0] for p in (0, 8, 32, 80)]
+    assert found == sorted(found) and found[3] == pytest.approx(1, abs=1e-5)  # with all rows it is exact
+    assert found[1] < measured(Builder("block", passes=4, oversampling=8), a)[0]
+    assert found[2] > {0.25: 0.93, 0.5: 0.99, 1.0: 0.9999}[a]
+
+
+def nystroem(A, rank, noise, passes, sums=3, start="sums"):
+    """The block builder of one matrix, written out: QR, a pseudo-inverse, and eigenvectors of the n x n approximation."""
+    k, C = len(noise), A.T @ A / A.norm() ** 2
+    signs = noise.flatten().sign()
+
+    def summed(B, count):
+        made = torch.zeros(count, B.shape[1], dtype=B.dtype)
+        for row in range(len(B)):
+            made[row % count] += signs[row // count] * B[row]
+        return made / A.norm()
+
+    few = summed(A, sums * k) if 2 * sums * k <= A.shape[1] else None
+    rows = summed(A if few is None else few * A.norm(), k) * k**0.5 + 0.1 * noise
+    Y = torch.linalg.qr((rows if start == "sums" else noise).T)[0].T
+    if few is not None:
+        Y = torch.linalg.qr((Y @ few.T @ few + 1e-3 * Y).T)[0].T
+    for _ in range(passes // 2 - 1):
+        Y = torch.linalg.qr((Y @ C).T)[0].T
+    near = C @ Y.T @ torch.linalg.pinv(Y @ C @ Y.T) @ Y @ C
+    return torch.linalg.eigh((near + near.T) / 2)[1][:, -rank:].T.flip(0)
+
+
+@pytest.mark.parametrize("shape", [(96, 60), (60, 96), (60, 60)])
+@pytest.mark.parametrize(("rank", "oversampling"), [(4, 2), (12, 8)])
+@pytest.mark.parametrize("passes", [2, 4])
+def test_the_block_is_nystroems_approximation_of_its_rows(shape, rank, oversampling, passes):
+    """With few rows a first round is made on sums, with more it is not."""
+    G = matrices(2, shape, powers(shape, 0.5))
+    builder = Builder("block", oversampling=oversampling, passes=passes)
+    Q, _ = build(builder, G, rank)
+    noise = builder.noise(rank, 60, G, torch.Generator().manual_seed(1))
+    twins = [nystroem(A if shape[0] >= 60 else A.T, rank, noise, passes) for A in (G if shape[0] >= shape[1] else G.mT)]
+    close(Q, projector.fix_signs(torch.stack(twins)), rtol=0, atol=1e-6)
+    for wrong in ({"passes": passes + 2}, {"sums": 2}, {"start": "random"}):
+        A = G[0] if shape[0] >= shape[1] else G[0].T
+        if "sums" in wrong and 6 * len(noise) > 60:
+            continue
+        other = projector.fix_signs(nystroem(A, rank, noise, **{"passes": passes, **wrong}))
+        assert float((other - Q[0]).abs().max()) > 1e-4
+
+
+def test_sums_of_rows_are_a_better_start_than_random_rows():
+    for a in (0.25, 0.5, 1.0):
+        G = matrices(1, (192, 96), powers((192, 96), a))
+        noise = Builder("block", oversampling=8).noise(16, 96, G, torch.Generator().manual_seed(1))
+        found = [energy(G, nystroem(G[0], 16, noise, 2, start=start)[None]) for start in ("random", "sums")]
+        assert found[0] < found[1]
+
+
+def test_sums_of_rows_hold_each_row_once():
+    A = torch.randn(2, 11, 5, generator=torch.Generator().manual_seed(0), dtype=DOUBLE)
+    noise = torch.randn(4, 5, generator=torch.Generator().manual_seed(1), dtype=DOUBLE)
+    s = noise.flatten().sign()
+    expected = torch.stack([s[0] * A[:, i] + s[1] * A[:, i + 4] for i in range(4)], 1)
+    expected[:, :3] += s[2] * A[:, 8:]
+    close(projector.row_sums(A, 4, noise), expected)
+    turned = A.mT.contiguous().mT
+    close(projector.row_sums(turned, 4, noise), expected)
+
+
+@pytest.mark.parametrize("short", [5, 24, 30])
+def test_a_gram_matrix_by_strips(short):
+    A = torch.randn(3, 40, short, generator=torch.Generator().manual_seed(0), dtype=DOUBLE)
+    A[1] = math.nan
+    mask, inverse = torch.tensor([True, False, True])[:, None, None], torch.tensor([0.5, 0.0, 2.0], dtype=DOUBLE)
+    C = projector.gram(A, inverse[:, None, None], mask)
+    close(C[[0, 2]], torch.stack((A[0].T @ A[0] / 4, A[2].T @ A[2] * 4)))
+    close(C, C.mT)
+    assert not bool(C[1].any())
+
+
+def test_projections_go_where_they_are_asked_for():
+    for shape in SHAPES:
+        G = matrices(2, shape, powers(shape, 0.5))
+        side = projector.side_of(G.shape)
+        builder = Builder("block", oversampling=4)
+        out = torch.empty(2, *((shape[0], 3) if side == "right" else (3, shape[1])), dtype=DOUBLE)
+        noise = builder.noise(3, min(shape), G, torch.Generator().manual_seed(0))
+        Q, report = builder(G, 3, side, noise, projected=out)
+        close(out, G @ Q.mT if side == "right" else Q @ G)
+        close(report.share, out.square().sum((1, 2)) / G.square().sum((1, 2)))
 
 
 @pytest.mark.parametrize("a", [0.25, 0.5, 1.0])
