@@ -70,7 +70,8 @@ def _training(own: Path, source: Path, cell: dict, dry: bool) -> Iterator[Fate]:
     first = list(_one(own, source, folder / "train.json", cell.get("key"), dry)) if trained else []
     yield from first
     refused = next((fate for fate in first if fate.what == REFUSED), None)
-    same = not trained or not first or first[0].what == TAKEN or _same_training(own, source, folder)
+    kept = any(fate.what == HERE and fate.why for fate in first)
+    same = not trained or any(fate.what == TAKEN for fate in first) or _same_training(own, source, folder)
     for entry in cells.evals_of(cell):
         for stage, key in (("predict", entry.get("predict_key")), ("score", entry.get("key"))):
             path = folder / entry["eval"] / f"{stage}.json"
@@ -78,16 +79,23 @@ def _training(own: Path, source: Path, cell: dict, dry: bool) -> Iterator[Fate]:
                 continue
             if refused:
                 yield Fate(path.as_posix(), REFUSED, "its training was refused")
-            elif not same and not (own / path).is_file():
-                yield Fate(path.as_posix(), REFUSED, "it answers after another training of this cell than the one here")
+            elif kept:
+                yield Fate(path.as_posix(), HERE, "it follows a training that failed there; this tree's stays")
+            elif not same:
+                yield Fate(path.as_posix(), REFUSED, "it does not answer after the training of this cell that is here")
             else:
                 yield from _one(own, source, path, key, dry)
 
 
 def _same_training(own: Path, source: Path, folder: Path) -> bool:
-    """Do both trees hold the same trained weights for a cell?"""
+    """Do both trees hold the same training of a cell? A tree without its record cannot say which it answered after."""
     one, other = (_read(root / folder / "train.json") for root in (own, source))
-    return one.get("files") == other.get("files") and one.get("key") == other.get("key")
+    return "problem" not in one | other and _same(one, other)
+
+
+def _same(one: dict, other: dict) -> bool:
+    """Equal records, but for how they were written down."""
+    return {**one, "reason": one.get("reason") or ""} == {**other, "reason": other.get("reason") or ""}
 
 
 def _one(own: Path, source: Path, path: Path, key: str | None, dry: bool) -> Iterator[Fate]:
@@ -99,13 +107,13 @@ def _one(own: Path, source: Path, path: Path, key: str | None, dry: bool) -> Ite
     if why:
         yield Fate(path.as_posix(), REFUSED, why)
         return
-    mine = _read(own / path) if (own / path).is_file() else {}
-    if mine.get("status") == "ok" or (mine and not mine.get("problem") and found["status"] != "ok"):
-        yield _standing(path, mine, found)
-        return
     with _locked((own / path).parent, dry) as free:
         if not free:
             yield Fate(path.as_posix(), REFUSED, "a stage is running in its folder here; merge again when it is done")
+            return
+        mine = _read(own / path) if (own / path).is_file() else {}  # under the lock: a stage may just have written it
+        if mine.get("status") == "ok" or (mine and "problem" not in mine and found["status"] != "ok"):
+            yield _standing(path, mine, found)
             return
         if not dry:
             _copy(source / path, own / path, found)
@@ -115,10 +123,15 @@ def _one(own: Path, source: Path, path: Path, key: str | None, dry: bool) -> Ite
 
 
 def _standing(path: Path, mine: dict, found: dict) -> Fate:
-    """This tree's own result stays; another one of the same cell is refused aloud, with where each was made."""
-    results = ("status", "files", "metrics", "seconds")
-    if all(mine.get(name) == found.get(name) for name in results):
+    """This tree's own result stays. Another result of the same cell is refused aloud, with where each was made."""
+    if _same(mine, found):
         return Fate(path.as_posix(), HERE)
+    if found["status"] != "ok":
+        return Fate(
+            path.as_posix(),
+            HERE,
+            f"this tree's {mine['status']} stays; there it is {found['status']}: {found.get('reason')}",
+        )
     where = " / ".join(_made(record) for record in (mine, found))
     return Fate(
         path.as_posix(), REFUSED, f"this tree has a result of its own for it, and they differ (here / there: {where})"
@@ -132,9 +145,11 @@ def _made(record: dict) -> str:
 
 
 def _wrong_key(found: dict, key: str | None) -> str:
-    if key and found.get("key") and found["key"] != key:
-        return "stale: made from another specification or other code than this plan's"
-    return ""
+    if not key or found.get("key") == key:
+        return ""
+    if not found.get("key"):
+        return "it has no key, so nothing says what it was made from"
+    return "stale: made from another specification or other code than this plan's"
 
 
 def _wrong_files(path: Path, found: dict) -> str:

@@ -108,8 +108,40 @@ def test_a_failure_here_gives_way_to_a_result_from_there_and_not_the_other_way_r
     assert fates[f"{CELL}/train.json"] == TAKEN and fates[f"{CELL}/headlines-test/score.json"] == TAKEN
     change(there / CELL / "train.json", status="oom", reason="too large for that machine")
     fates = {fate.path: fate for fate in merge.merge(here, there)}
-    assert fates[f"{CELL}/train.json"].what == REFUSED
+    train, score = fates[f"{CELL}/train.json"], fates[f"{CELL}/headlines-test/score.json"]
+    assert (train.what, score.what) == (HERE, HERE) and "this tree's ok stays; there it is oom" in train.why
     assert json.loads((here / CELL / "train.json").read_text())["status"] == "ok"
+
+
+def test_answers_without_their_training_are_refused(trees):
+    here, there, whole = trees
+    shutil.copytree(whole / CELL, here / CELL)
+    shutil.rmtree(here / CELL / "headlines-test")
+    (there / CELL / "train.json").unlink()
+    fates = {fate.path: fate for fate in merge.merge(here, there)}
+    fate = fates[f"{CELL}/headlines-test/score.json"]
+    assert fate.what == REFUSED and "does not answer after the training" in fate.why
+    assert not (here / CELL / "headlines-test").exists()
+
+
+def test_a_record_without_the_plan_s_key_is_refused(trees):
+    here, there, _ = trees
+    change(there / CELL / "train.json", key=None)
+    fates = {fate.path: fate for fate in merge.merge(here, there)}
+    assert fates[f"{CELL}/train.json"].what == REFUSED and "it has no key" in fates[f"{CELL}/train.json"].why
+    assert fates[f"{CELL}/headlines-test/score.json"].what == REFUSED
+
+
+@pytest.mark.parametrize("field", ["memory", "parameters", "steps"])
+def test_records_that_differ_anywhere_are_not_the_same(field, trees):
+    here, there, whole = trees
+    path = "cost/tiny-llama/headlines/lora/cost.json"
+    (there / path).parent.mkdir(parents=True)
+    shutil.copy(whole / path, there / path)
+    assert {fate.path: fate.what for fate in merge.merge(here, there)}[path] == HERE
+    change(there / path, **{field: {"other": 1}})
+    fate = {fate.path: fate for fate in merge.merge(here, there)}[path]
+    assert fate.what == REFUSED and "they differ" in fate.why
 
 
 def test_another_machine_s_software_is_marked_and_not_averaged(trees):
