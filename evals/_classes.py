@@ -4,6 +4,25 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import ClassVar
+
+from harness.contract import Eval
+
+
+class ClassEval(Eval):
+    """Accuracy of the class. Items have ``label``, the number of their class, and one request of ``Choices``."""
+
+    headline: ClassVar[str] = "accuracy"
+    units: ClassVar[dict[str, str]] = {"accuracy": "%"}
+
+    def grade(self, item, outputs):
+        return class_grade(item["label"], outputs[0])
+
+    def aggregate(self, grades):
+        return {"accuracy": accuracy(grades)}
+
+    def majority(self, train, items):
+        return commonest_class_grades([example.label for example in train], [item["label"] for item in items])
 
 
 def class_grade(gold: int, output: dict) -> dict:

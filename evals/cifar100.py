@@ -7,16 +7,16 @@ from typing import ClassVar
 
 from corpora._images import pixels, place
 from corpora._rows import read_rows
-from harness.contract import Choices, Eval
+from harness.contract import Choices
 
-from ._classes import accuracy, class_grade, commonest_class_grades
+from ._classes import ClassEval
 from ._rows import subsample
 
 CLASSES = tuple(str(number) for number in range(100))
 
 
 @dataclass
-class Cifar100(Eval):
+class Cifar100(ClassEval):
     """An image, kept as it came, and its label."""
 
     limit: int = 0
@@ -24,8 +24,6 @@ class Cifar100(Eval):
 
     assets: ClassVar[tuple[str, ...]] = ("cifar100",)
     label: ClassVar[str] = "CIFAR-100"
-    headline: ClassVar[str] = "accuracy"
-    units: ClassVar[dict[str, str]] = {"accuracy": "%"}
     floors: ClassVar[dict[str, float]] = {"accuracy": 1.0}
 
     def items(self, data):
@@ -39,12 +37,3 @@ class Cifar100(Eval):
 
     def requests(self, item, outputs=()):
         return [] if outputs else [Choices("", CLASSES, input=pixels(item["img"], item["where"]))]
-
-    def grade(self, item, outputs):
-        return class_grade(item["label"], outputs[0])
-
-    def aggregate(self, grades):
-        return {"accuracy": accuracy(grades)}
-
-    def majority(self, train, items):
-        return commonest_class_grades([example.label for example in train], [item["label"] for item in items])

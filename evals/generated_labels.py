@@ -7,19 +7,17 @@ from typing import ClassVar
 
 from harness.contract import Choices
 
-from ._classes import accuracy, class_grade, commonest_class_grades
+from ._classes import ClassEval
 from ._generated import GeneratedEval
 
 CLASSES = ("a", "b")
 
 
 @dataclass
-class GeneratedLabels(GeneratedEval):
+class GeneratedLabels(ClassEval, GeneratedEval):
     """Five words of one letter mostly, and that letter."""
 
     label: ClassVar[str] = "Letters (generated)"
-    headline: ClassVar[str] = "accuracy"
-    units: ClassVar[dict[str, str]] = {"accuracy": "%"}
     floors: ClassVar[dict[str, float]] = {"accuracy": 50.0}
 
     def item_of(self, draw, number):
@@ -32,12 +30,3 @@ class GeneratedLabels(GeneratedEval):
         if outputs:
             return []
         return [Choices(f"{item['text']}\nLetter:", tuple(f" {letter}" for letter in CLASSES), input=item["text"])]
-
-    def grade(self, item, outputs):
-        return class_grade(item["label"], outputs[0])
-
-    def aggregate(self, grades):
-        return {"accuracy": accuracy(grades)}
-
-    def majority(self, train, items):
-        return commonest_class_grades([example.label for example in train], [item["label"] for item in items])

@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from corpora._rows import bucket, normal, read_rows
-from harness.contract import Choices, Eval
+from harness.contract import Choices
 
-from ._classes import accuracy, class_grade, commonest_class_grades
+from ._classes import ClassEval
 from ._rows import subsample
 
 TEST_PART, PARTS = 0, 10
 
 
 @dataclass
-class Headlines(Eval):
+class Headlines(ClassEval):
     """A headline, sarcastic (1) or not (0)."""
 
     limit: int = 0
@@ -28,8 +28,6 @@ class Headlines(Eval):
 
     assets: ClassVar[tuple[str, ...]] = ("headlines",)
     label: ClassVar[str] = "Sarcasm headlines (evals wheel)"
-    headline: ClassVar[str] = "accuracy"
-    units: ClassVar[dict[str, str]] = {"accuracy": "%"}
     floors: ClassVar[dict[str, float]] = {"accuracy": 50.0}
 
     def items(self, data):
@@ -44,12 +42,3 @@ class Headlines(Eval):
             return []
         prompt = f"Headline: {item['text']}\nQuestion: Is this headline sarcastic?\nAnswer:"
         return [Choices(prompt, (" no", " yes"), input=item["text"])]
-
-    def grade(self, item, outputs):
-        return class_grade(item["label"], outputs[0])
-
-    def aggregate(self, grades):
-        return {"accuracy": accuracy(grades)}
-
-    def majority(self, train, items):
-        return commonest_class_grades([example.label for example in train], [item["label"] for item in items])

@@ -35,7 +35,13 @@ class Collected:
 
     @functools.cached_property
     def costs(self) -> pd.DataFrame:
-        return self._frame("costs")
+        """Raises EvidenceError for a collection of an earlier version, which lacks the time of every step."""
+        frame = self._frame("costs")
+        if len(frame) and "step_seconds_all" not in frame:
+            raise EvidenceError(
+                f"{self.folder}: collected by an earlier version. Collect again: `python -m evidence.collect`."
+            )
+        return frame
 
     @functools.cached_property
     def trials(self) -> pd.DataFrame:

@@ -27,8 +27,11 @@ ITEMS_ONLY = "*"
 HEADS = ("difference [95 %]", "p", "finds", "tier")
 
 
-def difference_table(collected: Collected, title: str) -> Table | None:
-    """None where nothing can be compared: one method, no shared seeds, or scores that are no means over items."""
+def difference_table(collected: Collected, title: str, headlines: list[Panel] | None = None) -> Table | None:
+    """None where nothing can be compared: one method, no shared seeds, or scores that are no means over items.
+
+    ``headlines``: headline panels, where they are made already.
+    """
     names = names_of(collected)
     variants = [v for v in collected.suite["variants"] if v not in BASELINES]
     reference = next((v for v in variants if family_of(v) == "lora"), next(iter(variants), None))
@@ -36,8 +39,8 @@ def difference_table(collected: Collected, title: str) -> Table | None:
     table = Table(title, ("Benchmark", f"Method less {names.get(reference, reference)}"), [], [], [])
     table.heads = [(names[model], list(HEADS)) for model in models if model in names]
     kinds: set[str] = set()
-    panels_shown = panels(collected, reference=False)
-    for panel in panels_shown:
+    headlines = panels(collected, reference=False) if headlines is None else headlines
+    for panel in headlines:
         found = {model: _differences(panel, variants, reference, model) for model in models if model in names}
         if not any(found.values()):
             continue
@@ -58,7 +61,7 @@ def difference_table(collected: Collected, title: str) -> Table | None:
         table.groups.append(group)
     if not table.groups:
         return None
-    table.notes = [*_notes(kinds), *left_out(panels_shown, names)]
+    table.notes = [*_notes(kinds), *left_out(headlines, names)]
     return table
 
 

@@ -217,9 +217,9 @@ def _cost_lacks(rows: list[dict], corpora: list[str]) -> str:
 # --------------------------------------------------------------------------- the table
 
 
-def overview_table(collected: Collected, title: str) -> Table | None:
-    """None where no benchmark has scores in points of 100 above the noise of its floor."""
-    found = panels(collected, reference=False)
+def overview_table(collected: Collected, title: str, found: list[Panel] | None = None) -> Table | None:
+    """None where no benchmark has scores in points of 100 above the noise of its floor. ``found``: as in ``overviews``."""
+    found = panels(collected, reference=False) if found is None else found
     made, names = overviews(collected, found), names_of(collected)
     if not made:
         return None

@@ -18,6 +18,7 @@ from typing import Any
 from evidence import audit, claims
 from evidence.cells import EvidenceError
 from evidence.collected import Collected
+from evidence.pools import Panel, panels
 from evidence.report_figures import SIDES, curves, differences, quality
 from evidence.report_findings import findings
 from evidence.report_rows import cost_rows, difference_text, score_rows, told_apart
@@ -52,7 +53,8 @@ def build(collected: Collected, results: Path, out: Path, paper: str = "") -> Pa
 
 
 def _context(collected: Collected, results: Path, paper: str) -> dict[str, Any]:
-    scores, costs, failed = score_rows(collected), cost_rows(collected), failed_rows(collected)
+    found = panels(collected, reference=False)
+    scores, costs, failed = score_rows(collected, found), cost_rows(collected), failed_rows(collected)
     look = styles(collected.suite["variants"])
     frame = collected.curves(list(SIDES))
     frame = frame[(frame["stale"] == "") & (frame["other_stack"] == "")]
@@ -68,7 +70,7 @@ def _context(collected: Collected, results: Path, paper: str) -> dict[str, Any]:
         "tuning": tuning_table(collected, "Tuning"),
         "failed": failed,
         "figures": figures,
-        "claims": _claims(collected, paper),
+        "claims": _claims(collected, paper, found),
         "paper": paper,
         "audit": _audit(paper),
         "static": _static(results),
@@ -77,9 +79,9 @@ def _context(collected: Collected, results: Path, paper: str) -> dict[str, Any]:
     }
 
 
-def _claims(collected: Collected, paper: str) -> list[claims.Judged]:
+def _claims(collected: Collected, paper: str, found: list[Panel]) -> list[claims.Judged]:
     path = ROOT / "papers" / paper / "claims.yaml"
-    return claims.judge_claims(claims.read_claims(path), collected) if paper and path.is_file() else []
+    return claims.judge_claims(claims.read_claims(path), collected, found) if paper and path.is_file() else []
 
 
 def _audit(paper: str) -> str:

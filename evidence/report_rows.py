@@ -67,14 +67,15 @@ def page_of(model: str, corpus: str, variant: str) -> str:
     return f"trainings/{'--'.join(re.sub(r'[^A-Za-z0-9.]+', '-', name) for name in (model, corpus, variant))}.html"
 
 
-def score_rows(collected: Collected) -> list[ScoreRow]:
-    """Rows in the order of the suite: benchmarks, models, methods."""
+def score_rows(collected: Collected, found: list[Panel] | None = None) -> list[ScoreRow]:
+    """Rows in the order of the suite: benchmarks, models, methods. ``found``: headline panels, where they are made already."""
     names, rows = names_of(collected), []
-    table = difference_table(collected, "")
+    found = panels(collected, reference=False) if found is None else found
+    table = difference_table(collected, "", found)
     keys = ("corpus", "eval", "metric", "model", "variant")
     differences = {tuple(r[key] for key in keys): r for r in (table.records if table else [])}
     order = {variant: place for place, variant in enumerate(collected.suite["variants"])}
-    for panel in panels(collected, reference=False):
+    for panel in found:
         models = [model for model in collected.suite["models"] if any(model == m for _, m in panel.pools)]
         for model in models:
             placed = panel_tiers(panel, model)

@@ -9,6 +9,7 @@ straight from the records, as soon as one corpus is done.
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from evidence.difference_table import difference_table
 from evidence.layout import Table, csv_text, latex, markdown
 from evidence.learning_rates import rates_table
 from evidence.overview import overview_table
+from evidence.pools import panels
 from evidence.score_table import score_table
 from evidence.tuning_table import tuning_table
 
@@ -61,10 +63,11 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.corpus:
             written = [_early(collected, arguments.corpus, arguments.out)]
         else:
+            headlines = panels(collected, reference=False)  # intervals of a large grid take a while: once for both
             made = {
                 "scores": score_table,
-                "overview": overview_table,
-                "differences": difference_table,
+                "overview": functools.partial(overview_table, found=headlines),
+                "differences": functools.partial(difference_table, headlines=headlines),
                 "cost": cost_table,
                 "learning_rates": rates_table,
                 "tuning": tuning_table,

@@ -95,14 +95,13 @@ def label_count(model: str, corpus: str, fields: dict) -> int | None:
 
 def _from_rows(found: Lengths, protocol: dict, seed: int) -> Batches:
     steps = max(1, protocol["steps"] or round(protocol["epochs"] * found.count / protocol["batch_size"]))
-    laid_out = [shapes(found, rows, protocol) for rows in _order(found, min(steps, STEPS), protocol, seed)]
-    every = [shape for step in laid_out for shape in step]
-    seen = [rows for rows in _order(found, min(steps, STEPS), protocol, seed)]
+    seen = _order(found, min(steps, STEPS), protocol, seed)
+    every = [shape for rows in seen for shape in shapes(found, rows, protocol)]
     tokens = statistics.mean(sum(found.rows[i] for i in rows) for rows in seen)
     return Batches(
         source=ROWS if found.count == len(found.rows) else f"{ROWS} ({len(found.rows):,} of {found.count:,})",
         steps=steps,
-        micro_batches=len(every) / len(laid_out),
+        micro_batches=len(every) / len(seen),
         tokens=tokens,
         typical=mean_shape(every),
         largest=max(every, key=lambda shape: (shape.rows * shape.length, shape.supervised)),

@@ -11,6 +11,8 @@ import pandas as pd
 import pytest
 
 from evidence import collect, grades
+from evidence.cells import EvidenceError
+from evidence.collected import Collected
 from evidence.curves import read_curve
 from harness import record
 
@@ -221,3 +223,12 @@ def test_collecting_twice_gives_the_same_bytes(tree, tmp_path):
         collect.main(["--plan", str(tree[0] / "plan.json"), "--out", str(tmp_path / name)])
     for path in (tmp_path / "a").iterdir():
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+
+
+def test_a_collection_of_an_earlier_version_is_said(tree, tmp_path):
+    root, _ = tree
+    shutil.copytree(root / "collected", tmp_path / "collected")
+    path = tmp_path / "collected" / "costs.parquet"
+    pd.read_parquet(path).drop(columns="step_seconds_all").to_parquet(path)
+    with pytest.raises(EvidenceError, match="collected by an earlier version. Collect again"):
+        _ = Collected(tmp_path / "collected").costs
