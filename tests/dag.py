@@ -30,6 +30,13 @@ SUITE = {
     ],
     "cost": {"corpora": []},
 }
+TABLE = {
+    "id": "labels",
+    "kind": "scores",
+    "title": "Labels",
+    "methods": {"Full FT": "full", "LoRA": "lora"},
+    "rows": [{"title": "accuracy, %", "evals": ["generated-labels"]}],
+}
 FOLDERS = (
     "harness",
     "methods",
@@ -59,11 +66,12 @@ class Project:
         (self.folder / "config" / "mini.yaml").write_text(yaml.safe_dump({**SUITE, **changes}))
 
     def claim(self, kind: str, margin: float) -> None:
-        """The suite's only claim, as if a paper had made it."""
+        """The suite's only claim and table, as if a paper had made them."""
         claim = {"id": "one", "claim": "LoRA is better", "place": "here", "kind": kind, "margin": margin}
         path = self.folder / "papers" / self.suite / "claims.yaml"
         path.parent.mkdir(exist_ok=True)
         path.write_text(yaml.safe_dump([{**claim, "method": "lora", "others": ["full"]}]))
+        (path.parent / "tables.yaml").write_text(yaml.safe_dump([TABLE]))
 
     def edit(self, file: str, old: str, new: str) -> None:
         path = self.folder / file

@@ -12,7 +12,7 @@ from tests.dag import SUITE, Project, same_results
 
 CELL = "runs/tiny-llama/generated-labels"
 EDITED = ("methods", "evals", "evidence", "config")
-EVIDENCE = ("collected", "claims", "tables", "figures", "notebooks", "summary", "plan", "complete")
+EVIDENCE = ("collected", "claims", "tables", "figures", "notebooks", "report", "summary", "plan", "complete")
 
 
 def cells(plan: set[str], name: str) -> set[str]:
@@ -85,9 +85,7 @@ def test_another_rank_under_the_same_name_runs_exactly_its_trainings(finished):
 
 
 def test_fixing_a_grade_only_scores(finished):
-    finished.edit(
-        "evals/generated_labels.py", "def grade(self, item, outputs)", "def grade(self, item, outputs, unused=0)"
-    )
+    finished.edit("evals/_classes.py", "def grade(self, item, outputs)", "def grade(self, item, outputs, unused=0)")
     plan = finished.plan()
     assert not cells(plan, "train.json") and not cells(plan, "predict.json")
     assert cells(plan, "score.json") == {
@@ -119,9 +117,9 @@ def test_changing_a_plot_trains_nothing(finished):
 
 def test_another_margin_of_a_claim_judges_again_and_nothing_else(finished):
     finished.claim("above", margin=2.0)
-    assert finished.plan() == {"claims.md", "complete"}
+    assert finished.plan() == {"claims.md", "report", "summary.md", "complete"}  # the report shows the verdicts
     finished.claim("within", margin=1.0)
-    assert finished.plan() == {"claims.md", "complete"}
+    assert finished.plan() == {"claims.md", "report", "summary.md", "complete"}  # the report shows the verdicts
     finished.claim("above", margin=1.0)
     assert finished.plan() == set()
 

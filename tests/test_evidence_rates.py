@@ -16,6 +16,7 @@ from evidence.style import styles, use_print_style
 from evidence.summary import summary
 
 NONE = pd.DataFrame(columns=trials.COLUMNS)  # of a suite that does not tune
+NO_ITEMS = pd.DataFrame(columns=("model", "corpus", "variant", "eval", "seed", "item", "grade", "value"))
 COLUMNS = ("variant", "method", "seed", "status", "validation_last", "hyperparameters")
 
 
@@ -171,8 +172,11 @@ def test_the_plateau_draws_the_chosen_variants_scores_and_full_fine_tuning(ladde
 
 
 def test_a_suite_that_only_trains_has_an_empty_folder_of_tables(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "Collected", lambda folder: types.SimpleNamespace(suite={"suite": "s"}))
+    trained = types.SimpleNamespace(
+        suite={"suite": "s"}, runs=pd.DataFrame([{**row("lora", 1e-3, 0.5), "eval": ""}]), items=NO_ITEMS
+    )
+    monkeypatch.setattr(tables, "Collected", lambda folder: trained)
     for name in ("score_table", "difference_table", "cost_table", "rates_table", "tuning_table", "overview_table"):
-        monkeypatch.setattr(tables, name, lambda collected, title: None)
+        monkeypatch.setattr(tables, name, lambda collected, title, **more: None)
     assert tables.main(["--collected", "x", "--out", str(tmp_path / "paper")]) == 0
     assert list((tmp_path / "paper").iterdir()) == []

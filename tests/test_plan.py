@@ -6,10 +6,8 @@ import csv
 import json
 import os
 import re
-import resource
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -199,20 +197,19 @@ def test_a_suite_from_the_command_to_its_files(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_the_grid_of_405_billion_parameters_is_planned_in_a_minute_and_four_gigabytes(tmp_path):
+def test_the_grid_of_405_billion_parameters_is_planned_within_four_gigabytes(tmp_path):
     (tmp_path / "none").mkdir()
     arguments = ["--suite", "hybrid", "--device-memory", "80GiB", "--records", str(tmp_path / "none"), "--out"]
     code = (
-        "import sys; from pathlib import Path; from harness import step_profile, plan;"
-        f"plan.main({[*arguments, str(tmp_path)]!r})"
+        "import resource, sys; from pathlib import Path; from harness import step_profile, plan;"
+        f"plan.main({[*arguments, str(tmp_path)]!r});"
+        "who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN);"
+        "Path('peaks').write_text(' '.join(str(resource.getrusage(each).ru_maxrss * 1024) for each in who))"
     )
-    started = time.monotonic()
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TUNING_FORK_CACHE": str(tmp_path / "empty")}
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True, timeout=600)
-    took = time.monotonic() - started
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     text = (tmp_path / "cost_plan.md").read_text()
     assert re.search(r"llama-3.1-405b, full .*weights alone exceed 80 GiB", text)
     assert "504 trainings" in text
-    assert 3 * peak <= 4 * 10**9  # the process and its two workers, each at its largest
-    assert took <= 60 or os.getloadavg()[0] > 1, f"{took:.0f} s"
+    itself, worker = map(int, (tmp_path / "peaks").read_text().split())
+    assert itself + 2 * worker <= 4 * 10**9  # the process and its two workers, each at its largest
