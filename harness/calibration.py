@@ -1,8 +1,8 @@
 """From what a step does to how long it takes: rates fitted to `cost` records of this machine.
 
-seconds = products / rate + decompositions / rate + bytes / bandwidth + operations x overhead, each rate at least 0,
-fitted by non-negative least squares of the relative error. How good that is, is seen by leaving out a method, a model or
-a length, fitting the rest, and predicting what was left out.
+seconds = products / rate + bytes / bandwidth + operations x overhead + decompositions as timed here one by one
+(``harness.decompositions``), each rate at least 0, fitted by non-negative least squares of the relative error. How good
+that is, is seen by leaving out a method, a model or a length, fitting the rest, and predicting what was left out.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import nnls
 
+from harness.decompositions import seconds_each
 from harness.measure import synchronize
 from harness.work import Work
 
@@ -45,13 +46,19 @@ class Measured:
 
 @dataclass(frozen=True)
 class Rates:
-    """Seconds per unit of each kind of work."""
+    """Seconds per unit of each kind of work, of ``n`` records."""
 
     cost: tuple[float, ...]
     n: int
+    threads: int
 
     def seconds(self, work: Work) -> float:
-        return float(np.dot(self.cost, _features(work)))
+        return float(np.dot(self.cost, _features(work))) + decomposing(work, self.threads)
+
+
+def decomposing(work: Work, threads: int) -> float:
+    """Seconds of the decompositions of matrices in it."""
+    return sum(count * seconds_each(call, threads) for call, count in work.decompositions.items())
 
 
 @dataclass(frozen=True)
@@ -68,19 +75,20 @@ class LeftOut:
 
 
 def fit(cells: Sequence[Measured]) -> Rates | None:
-    """Rates of these cells; None where they are too few."""
+    """Rates of these cells, all of as many threads; None where they are too few."""
     if len(cells) < LEAST:
         return None
-    rows = [(_features(cell.work), cell.seconds) for cell in cells]
-    rows += [(_features(cell.refresh[0]), cell.refresh[1]) for cell in cells if cell.refresh]
-    matrix = np.array([features / seconds for features, seconds in rows])
+    timed = [(cell, cell.work, cell.seconds) for cell in cells]
+    timed += [(cell, *cell.refresh) for cell in cells if cell.refresh]
+    matrix = np.array([_features(work) / took for _, work, took in timed])
+    rest = np.array([1 - decomposing(work, cell.threads) / took for cell, work, took in timed])
     scale = np.maximum(matrix.max(axis=0), 1e-300)
-    solution, _ = nnls(matrix / scale, np.ones(len(rows)))
-    return Rates(tuple(solution / scale), len(cells))
+    solution, _ = nnls(matrix / scale, rest)
+    return Rates(tuple(solution / scale), len(cells), cells[0].threads)
 
 
 def _features(work: Work) -> np.ndarray:
-    return np.array([work.flops + work.attention, work.decompositions, work.bytes, work.operations])
+    return np.array([work.flops + work.attention, work.bytes, work.operations])
 
 
 def leave_out(cells: Sequence[Measured], what: str, group: Callable[[Measured], object]) -> LeftOut | None:
@@ -110,7 +118,7 @@ def middle(errors: Sequence[float]) -> float:
 
 
 def measured_product(threads: int, precision: str) -> tuple[Rates, float]:
-    """Rates that know matrix products only, and FLOPs a second of one measured now: no step is faster."""
+    """Rates that know matrix products and decompositions only, and FLOPs a second of one measured now: no step is faster."""
     import torch
 
     from harness.device import choose_device
@@ -126,4 +134,4 @@ def measured_product(threads: int, precision: str) -> tuple[Rates, float]:
         synchronize()
         best = min(best, time.perf_counter() - start)
     speed = 2 * PRODUCT**3 / best
-    return Rates((1 / speed, 0.0, 0.0, 0.0), 0), speed
+    return Rates((1 / speed, 0.0, 0.0), 0, threads), speed

@@ -99,6 +99,10 @@ def count(subject: Subject, blocks: int | None, shape: Shape, micro_batches: int
         return _count(subject, blocks, shape, micro_batches, 0)
     except DataDependentOutputException as error:
         looked = str(error.func)
+    except (
+        RuntimeError
+    ) as error:  # of a library's method that keeps real tensors, or tensors of its own, beside the model
+        raise NotCountable(f"its step does not run on shapes alone: {str(error).splitlines()[0]}") from None
     try:
         found = _count(subject, blocks, shape, micro_batches, 1)
     except DataDependentOutputException:

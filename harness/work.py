@@ -1,13 +1,14 @@
 """What operations do, by kind, told from their arguments: multiply-adds of matrix products, bytes moved, calls.
 
-Torch's own formulas count matrix products and attention as FLOPs; decompositions of matrices have none there, and a pass
-over memory is no FLOP at all. How long a step takes depends on all of these.
+Torch's own formulas count matrix products and attention as FLOPs; decompositions of matrices have none there, so that
+their calls are listed; and a pass over memory is no FLOP at all. How long a step takes depends on all of these.
 """
 
 from __future__ import annotations
 
 import functools
-from dataclasses import astuple, dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,30 +16,40 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
+from harness.decompositions import KINDS, call_of
+
 aten = torch.ops.aten
 
 
 @dataclass
 class Work:
-    """Sums over operations. ``flops`` as torch counts them; attention on CPU, which it leaves out, stands apart."""
+    """Sums over operations. ``flops`` as torch counts them; attention on CPU, which it leaves out, stands apart.
+    ``decompositions``: how many matrices went into each kind of call of ``harness.decompositions``."""
 
     flops: float = 0.0
     attention: float = 0.0
-    decompositions: float = 0.0  # multiply-adds of SVD, eigenvectors, QR, solving: n^2 m each
     bytes: float = 0.0  # read and written
     operations: float = 0.0
+    decompositions: dict[str, float] = field(default_factory=dict)
 
     def __add__(self, other: Work) -> Work:
-        return Work(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+        sums = (getattr(self, name) + getattr(other, name) for name in _NUMBERS)
+        calls = Counter(self.decompositions)
+        calls.update(other.decompositions)
+        return Work(*sums, {call: count for call, count in calls.items() if count})
 
     def __sub__(self, other: Work) -> Work:
         return self + other * -1
 
     def __mul__(self, number: float) -> Work:
-        return Work(*(a * number for a in astuple(self)))
+        products = (getattr(self, name) * number for name in _NUMBERS)
+        return Work(*products, {call: count * number for call, count in self.decompositions.items()})
 
     def __truediv__(self, number: float) -> Work:
         return self * (1 / number)
+
+
+_NUMBERS = ("flops", "attention", "bytes", "operations")
 
 
 def add_work(work: Work, function: Any, arguments: tuple, keywords: dict, result: Any) -> None:
@@ -56,8 +67,9 @@ def add_work(work: Work, function: Any, arguments: tuple, keywords: dict, result
         work.flops += flop_registry[packet](*arguments, **keywords, out_val=result)
     elif packet in _ATTENTION:
         work.attention += _ATTENTION[packet](arguments)
-    elif packet in _DECOMPOSITIONS:
-        work.decompositions += _cube(arguments[0])
+    elif packet.__name__ in KINDS:
+        call, matrices = call_of(function, arguments, keywords)
+        work.decompositions[call] = work.decompositions.get(call, 0) + matrices
 
 
 @functools.cache
@@ -76,15 +88,6 @@ def _backward_attention(arguments: tuple) -> int:
     return sdpa_backward_flop_count(gradient, query, key, value)
 
 
-def _cube(matrix: Tensor) -> int:
-    """n^2 m of every matrix of a batch of n x m or m x n, n <= m."""
-    *batch, rows, columns = matrix.shape
-    count = 1
-    for size in batch:
-        count *= size
-    return count * min(rows, columns) * rows * columns
-
-
 _FREE = {
     torch.ops.prim.device,
     aten.empty,
@@ -97,18 +100,4 @@ _FREE = {
 _ATTENTION = {
     aten._scaled_dot_product_flash_attention_for_cpu: _forward_attention,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: _backward_attention,
-}
-_DECOMPOSITIONS = {
-    aten._linalg_svd,
-    aten._linalg_eigh,
-    aten.linalg_qr,
-    aten.linalg_inv_ex,
-    aten._linalg_solve_ex,
-    aten.linalg_lu_factor_ex,
-    aten.linalg_cholesky_ex,
-    aten.linalg_solve_triangular,
-    aten.geqrf,
-    aten.linalg_householder_product,
-    aten.cholesky_inverse,
-    aten.cholesky_solve,
 }

@@ -11,12 +11,14 @@ import sys
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from harness import plan, step_profile
+from harness import decompositions, plan, step_profile
 from harness.calibration import Measured, fit, leave_out
 from harness.counted_step import NotCountable, Shape, Subject, count
 from harness.data import MicroBatch
+from harness.decompositions import seconds_each
 from harness.failures import UserError
 from harness.loop import Trainer
 from harness.loss import SupervisedLogits, training_mode
@@ -28,7 +30,7 @@ from harness.setup import attach
 from harness.step_profile import extrapolated
 from harness.suite import PROTOCOL, load_suite
 from harness.tiny import tiny_model
-from harness.work import Work
+from harness.work import Work, add_work
 
 METHODS = {
     "full": {},
@@ -128,6 +130,63 @@ def test_what_cannot_attach_says_why():
         step_profile.profile(subject("hybrid-literal", {}, "smollm2-135m"), Shape(1, 8, 4), 1)
 
 
+def test_a_librarys_method_that_keeps_tensors_of_its_own_says_why():
+    adalora = {"type": "ADALORA", "config": {"init_r": 4, "target_r": 2, "tinit": 2, "tfinal": 2}}
+    with pytest.raises(NotCountable, match="does not run on shapes alone"):
+        step_profile.profile(subject("peft", adalora), Shape(1, 8, 4), 1)
+
+
+def test_a_decomposition_is_counted_by_its_call_and_timed_at_its_shape():
+    step = step_profile.profile(subject("svdlora", {"rank": 2}), Shape(1, 8, 4), 1).step
+    counted = {json.loads(call)[0].partition(".")[0]: count for call, count in step.decompositions.items()}
+    assert sum(count for name, count in counted.items() if name in ("_linalg_svd", "_linalg_eigh")) > 0
+    assert all(seconds_each(call, 1) > 0 for call in step.decompositions)
+
+
+def test_a_matrix_too_large_to_time_is_timed_smaller_and_grown_by_the_cube(monkeypatch):
+    monkeypatch.setattr(decompositions, "LARGE", 300**3)
+    monkeypatch.setattr(decompositions, "_timed", lambda function, made, keywords: float(made[0].shape[-1]))
+    large, small = (
+        json.dumps(["linalg_qr.default", [{"dtype": "float32", "shape": [n, n]}, "reduced"], {}]) for n in (600, 300)
+    )
+    assert seconds_each(large, 1) == pytest.approx(8 * 300) and seconds_each(small, 1) == 300
+
+
+@pytest.mark.parametrize(
+    "decompose",
+    [
+        lambda a: torch.linalg.svd(a, full_matrices=False),
+        lambda a: torch.linalg.eigh(a @ a.mT),
+        torch.linalg.qr,
+        lambda a: torch.linalg.cholesky_ex(a @ a.mT),
+        lambda a: torch.linalg.solve(a @ a.mT, a),
+        lambda a: torch.linalg.solve_triangular(a @ a.mT, a, upper=True),
+        lambda a: torch.cholesky_solve(a, a @ a.mT),
+        lambda a: torch.linalg.inv(a @ a.mT),
+    ],
+)
+def test_every_decomposition_can_be_timed_from_its_description(decompose):
+    work = Work()
+
+    class Listed(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+            result = function(*arguments, **(keywords or {}))
+            add_work(work, function, arguments, keywords or {}, result)
+            return result
+
+    with Listed():
+        decompose(torch.randn(5, 3, 4))
+    (call, count), *more = work.decompositions.items()
+    assert count == 5 and not more and seconds_each(call, 1) > 0
+
+
+def test_work_adds_up_with_its_decompositions():
+    one, two = Work(1, 2, 3, 4, {"a": 2}), Work(1, 1, 1, 1, {"a": 2, "b": 3})
+    assert one + two == Work(2, 3, 4, 5, {"a": 4, "b": 3})
+    assert two - one == Work(0, -1, -2, -3, {"b": 3})
+    assert two / 2 == Work(0.5, 0.5, 0.5, 0.5, {"a": 1, "b": 1.5})
+
+
 MEMORY = {"weights": 50, "optimizer": 30, "gradients_at_peak": 10, "activations": 5, "peak": 95}
 
 
@@ -164,9 +223,9 @@ def cell(model: str, method: str, length: int, work: Work) -> Measured:
 
 
 def test_rates_are_found_again_and_left_out_groups_predicted():
-    works = [Work(1e9 * (i + 1), 0, 0, 1e8 * (7 - i) ** 2, 300.0 + 100 * i % 400) for i in range(8)]
+    works = [Work(1e9 * (i + 1), 0, 1e8 * (7 - i) ** 2, 300.0 + 100 * i % 400) for i in range(8)]
     cells = [cell("a" if i < 4 else "b", f"m{i % 3}", 10 * (i % 2), work) for i, work in enumerate(works)]
-    assert fit(cells).cost == pytest.approx((1e-11, 0, 2e-10, 1e-5), rel=1e-6)
+    assert fit(cells).cost == pytest.approx((1e-11, 2e-10, 1e-5), rel=1e-6)
     assert fit(cells[:5]) is None
     left = leave_out([*cells, *cells], "method", lambda c: c.method)
     assert len(left.cells) == 16 and max(map(abs, left.errors)) < 1e-6
@@ -201,10 +260,12 @@ def test_the_grid_of_405_billion_parameters_is_planned_within_four_gigabytes(tmp
     (tmp_path / "none").mkdir()
     arguments = ["--suite", "hybrid", "--device-memory", "80GiB", "--records", str(tmp_path / "none"), "--out"]
     code = (
-        "import resource, sys; from pathlib import Path; from harness import step_profile, plan;"
+        "import re, resource, sys; from pathlib import Path; from harness import step_profile, plan;"
         f"plan.main({[*arguments, str(tmp_path)]!r});"
-        "who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN);"
-        "Path('peaks').write_text(' '.join(str(resource.getrusage(each).ru_maxrss * 1024) for each in who))"
+        # not this process's ru_maxrss: it begins at that of the process which started it
+        "own = 1024 * int(re.search(r'VmHWM:\\s+(\\d+) kB', Path('/proc/self/status').read_text())[1]);"
+        "worker = 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss;"
+        "Path('peaks').write_text(f'{own} {worker}')"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TUNING_FORK_CACHE": str(tmp_path / "empty")}
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True, timeout=600)
