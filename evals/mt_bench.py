@@ -1,6 +1,7 @@
 """MT-Bench (Zheng et al. 2023, https://arxiv.org/abs/2306.05685): 80 questions of two turns, answers rated 1 to 10 by a judge.
 
-Not the Hybrid paper's "MT-Bench", which is a translation score (``translation.py``). As in FastChat: single-answer grading,
+Not the Hybrid paper's "MT-Bench", which is a translation score (``translation.py``); against another model's answers:
+``mt_bench_pairs.py``. As in FastChat: single-answer grading,
 each turn by itself, with GPT-4's reference answers in mathematics, reasoning and coding; temperatures by category; a rating
 is the first [[number]], or else [number], of the verdict, and a verdict without one is left out and counted (``unrated``).
 Prompts and references come with the data; ``verdicts`` of the grades hold the hashes of what the judge was asked.
@@ -51,6 +52,8 @@ class MTBench(Eval):
     }
     lower_is_better: ClassVar[tuple[str, ...]] = ("disagreement", "unrated")
     grading_fields: ClassVar[tuple[str, ...]] = ("judge", "judgings")
+    prompt_names: ClassVar[tuple[str, str]] = ("single-v1", "single-math-v1")
+    """Of the first turn, without and with a reference; the second's end in "-multi-turn"."""
 
     def __post_init__(self) -> None:
         if self.judgings < 1:
@@ -75,7 +78,7 @@ class MTBench(Eval):
             for row in read_rows(folder / "question.jsonl", ("question_id", "category", "turns"))
         ]
         for item in items:
-            kind = "single-math-v1" if item["reference"] else "single-v1"
+            kind = self.prompt_names[bool(item["reference"])]
             chosen = (prompts[kind], prompts[f"{kind}-multi-turn"])
             item["prompts"] = [[row.get("system_prompt", ""), row["prompt_template"]] for row in chosen]
         return subsample(items, self.limit)
@@ -114,14 +117,18 @@ class MTBench(Eval):
 
 def messages(item: dict, said: Sequence[str], number: int) -> list[tuple[str, str]]:
     """What the judge is asked about turn ``number`` (0 or 1)."""
+    answers = {f"answer_{turn}": answer for turn, answer in enumerate(said, 1)}
+    return filled(item, number, {"answer": said[0], **answers})
+
+
+def filled(item: dict, number: int, values: dict[str, str]) -> list[tuple[str, str]]:
+    """The prompt of turn ``number`` with the item's questions and references and these ``values`` in their places."""
     system, template = item["prompts"][number]
-    filled = {"question": item["turns"][0], "answer": said[0]}
-    for turn, (question, answer) in enumerate(zip(item["turns"], said, strict=False), 1):
-        filled |= {f"question_{turn}": question, f"answer_{turn}": answer}
-    for turn, reference in enumerate(item["reference"] or (), 1):
-        filled[f"ref_answer_{turn}"] = reference
+    values = {"question": item["turns"][0], **values}
+    values |= {f"question_{turn}": question for turn, question in enumerate(item["turns"], 1)}
+    values |= {f"ref_answer_{turn}": reference for turn, reference in enumerate(item["reference"] or (), 1)}
     # One pass, so that braces in an answer are text.
-    text = re.sub(r"\{(\w+)\}", lambda found: filled.get(found.group(1), found.group()), template)
+    text = re.sub(r"\{(\w+)\}", lambda found: values.get(found.group(1), found.group()), template)
     return [*([("system", system)] if system else []), ("user", text)]
 
 

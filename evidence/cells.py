@@ -151,11 +151,29 @@ def short_hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8] if text else ""
 
 
+def planned_records(plan: dict) -> set[Path]:
+    """The records that a plan's trainings, scores, costs and trials end with, below its folder."""
+    found = set()
+    for cell in plan["cells"]:
+        folder = folder_of(Path(), cell)
+        found |= {folder / "train.json", *(folder / entry["eval"] / "score.json" for entry in evals_of(cell))}
+    for cell in cost_cells(plan):
+        found.add(Path("cost") / cell["model"] / cell["corpus"] / cell["variant"] / "cost.json")
+    for search in (plan.get("tuning") or {}).get("cells", []):
+        folder = Path("tune") / search["model"] / search["corpus"] / search["variant"]
+        found |= {folder / f"trial{t['trial']}" / f"seed{t['seed']}" / "train.json" for t in search["trials"]}
+    return found
+
+
 def unplanned(plan: dict, root: Path) -> list[str]:
-    """Run folders on disk that the plan does not name: they enter no table, so they are mentioned."""
-    planned = {folder_of(root, cell) for cell in plan["cells"]}
-    found = sorted({path.parent for path in (root / "runs").glob("*/*/*/seed*/train.json")} - planned)
-    return [f"{folder.relative_to(root)}: not in the plan, left out" for folder in found]
+    """Records on disk that the plan does not name: they enter no table, so they are mentioned. Of a training that it does
+    not name, the scores are not mentioned beside it."""
+    planned = planned_records(plan)
+    patterns = ("runs/*/*/*/seed*/train.json", "runs/*/*/*/seed*/*/score.json", "cost/*/*/*/cost.json")
+    found = sorted(path.relative_to(root) for pattern in patterns for path in root.glob(pattern))
+    lost = [path for path in found if path not in planned]
+    trainings = {path.parent for path in lost if path.name == "train.json"}
+    return [f"{path.parent}: not in the plan, left out" for path in lost if path.parent.parent not in trainings]
 
 
 def dig(record: dict, *names: str) -> Any:

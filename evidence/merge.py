@@ -48,19 +48,26 @@ def merge(own: Path, source: Path, dry: bool = False) -> Iterator[Fate]:
     plan = cells.read_plan(own / "plan.json")
     if source.resolve() == own.resolve():
         raise EvidenceError(f"{source}: that is this tree itself")
-    if not (source / "runs").is_dir() and not (source / "cost").is_dir():
+    if not any((source / name).is_dir() for name in ("runs", "cost", "tune")):
         raise EvidenceError(
-            f"{source}: neither runs nor cost in it; give the folder results/{plan['suite']} of the other machine"
+            f"{source}: neither runs nor cost nor tune in it; give the folder results/{plan['suite']} of the other machine"
         )
     for cell in plan["cells"]:
         yield from _training(own, source, cell, dry)
     for cell in cells.cost_cells(plan):
         path = Path("cost") / cell["model"] / cell["corpus"] / cell["variant"] / "cost.json"
         yield from _one(own, source, path, cell.get("key"), dry)
-    planned = {cells.folder_of(source, cell) for cell in plan["cells"]}
-    for path in sorted((source / "runs").glob("*/*/*/seed*/train.json")):
-        if path.parent not in planned:
-            yield Fate(path.relative_to(source).as_posix(), REFUSED, "the plan of this suite has no such cell")
+    for search in (plan.get("tuning") or {}).get("cells", []):
+        folder = Path("tune") / search["model"] / search["corpus"] / search["variant"]
+        for trial in search["trials"]:
+            path = folder / f"trial{trial['trial']}" / f"seed{trial['seed']}" / "train.json"
+            yield from _one(own, source, path, trial["key"], dry)
+        yield from _one(own, source, folder / "tuned.json", search["key"], dry)
+    planned = cells.planned_records(plan)
+    for pattern in ("runs/**/train.json", "runs/**/score.json", "cost/**/cost.json", "tune/**/train.json"):
+        for path in sorted(path.relative_to(source) for path in source.glob(pattern)):
+            if path not in planned:
+                yield Fate(path.as_posix(), REFUSED, "the plan of this suite has no such cell")
 
 
 def _training(own: Path, source: Path, cell: dict, dry: bool) -> Iterator[Fate]:

@@ -30,10 +30,11 @@ UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 @dataclass
 class Row:
-    """A model, corpus and variant of the suite; its seeds cost the same each."""
+    """A model, corpus and variant of the suite, whose seeds cost the same each; or the trials that search for its values, all
+    counted with the first one's."""
 
     training: Training
-    seeds: int
+    trainings: int
     batches: Batches
     subject: Subject
     step: Profile | None = None  # None: with a reason
@@ -125,16 +126,17 @@ def _rows(suite: Suite) -> list[Row]:
     for training in suite.trainings:
         if training.trains:
             groups.setdefault((training.model, training.corpus, training.variant), []).append(training)
+    searches = [tuning.trials for tuning in suite.tunings.values()]
     rows, told = [], time.monotonic()
-    for number, group in enumerate(groups.values()):
+    for number, group in enumerate([*searches, *groups.values()]):
         rows.append(_row(group[0], len(group)))
         if time.monotonic() - told > 5:
             told = time.monotonic()
-            _tell(f"reading rows: {number + 1} of {len(groups)} cells")
+            _tell(f"reading rows: {number + 1} of {len(searches) + len(groups)} cells")
     return rows
 
 
-def _row(training: Training, seeds: int) -> Row:
+def _row(training: Training, trainings: int) -> Row:
     protocol = training.protocol
     subject = Subject(
         training.model,
@@ -144,7 +146,7 @@ def _row(training: Training, seeds: int) -> Row:
         protocol["precision"],
         protocol["activation_checkpointing"],
     )
-    return Row(training, seeds, batches(training), subject)
+    return Row(training, trainings, batches(training), subject)
 
 
 def _requests(row: Row) -> list[tuple]:
@@ -166,6 +168,8 @@ def _fill(row: Row, clock: Clock, device_memory: int) -> None:
     rates = clock.rates.get(_kind(row))
     if rates:
         row.step_seconds = rates.seconds(row.step.work(row.batches.micro_batches))
+    if row.training.stage == "trial":
+        row.notes.append("trials of the search, all counted with the first one's values")
     if fields.get("warmup_steps"):
         row.notes.append("every step is counted as one of its warm-up: what trains after it depends on numbers")
     if row.step_seconds is not None and row.batches.steps:

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 KINDS = ("weights", "gradients", "optimizer", "activations", "peak")
 FLOAT32 = 4
 LONG = 40  # rows of the table that are printed; the file has all
-LEGEND = """A row stands for all its seeds; step, training and disk are of one seed. Memory is that of live tensors at the peak of
-a step with the training's largest micro-batch (optimizer state and weights as they stand, gradients at their largest, activations
-with work space); a process lies above it by its libraries and its allocator. FLOPs are matrix products and attention. A
-training's time is its steps with refreshes; loading, `prepare`, validation, prediction and scoring are left out. Disk: the
-trained delta (what trains, in float32), and while it trains a checkpoint of that with optimizer state, if one is written;
-predictions, curves and the base models are left out."""
+LEGEND = """A row stands for all its seeds or trials; step, training and disk are of one of them. Memory is that of live tensors
+at the peak of a step with the training's largest micro-batch (optimizer state and weights as they stand, gradients at their
+largest, activations with work space); a process lies above it by its libraries and its allocator. FLOPs are matrix products and
+attention. A training's time is its steps with refreshes; loading, `prepare`, validation, prediction and scoring are left out.
+Disk: the trained delta (what trains, in float32), and while it trains a checkpoint of that with optimizer state, if one is
+written; predictions, curves and the base models are left out."""
 
 
 def write_pages(plan: Plan, folder: Path) -> str:
@@ -47,7 +47,8 @@ def facts(row: Row) -> dict:
         "corpus": training.corpus,
         "variant": training.variant,
         "method": training.method,
-        "seeds": row.seeds,
+        "stage": training.stage,
+        "trainings": row.trainings,
         "source_of_lengths": found.source,
         "steps": steps,
         "tokens_a_step": round(found.tokens),
@@ -60,7 +61,7 @@ def facts(row: Row) -> dict:
         "obstacle": row.obstacle,
         "step_seconds": row.step_seconds,
         "training_seconds": row.seconds,
-        "delta_bytes": _delta(row),
+        "delta_bytes": _delta(row) if training.stage == "train" else 0,  # nobody asks a trial's model anything
         "checkpoint_bytes": _delta(row) + row.memory["optimizer"] if step else None,
         "reason": row.reason,
         "notes": "; ".join(row.notes),
@@ -87,11 +88,12 @@ def page(plan: Plan, most: int) -> str:
 
 
 def _table(rows: list[Row]) -> str:
-    names = ["model", "corpus", "variant", "seeds", "steps", "tokens", "FLOPs a step", *KINDS, "fits", "s a step"]
+    names = ["model", "corpus", "variant", "trainings", "steps", "tokens", "FLOPs a step", *KINDS, "fits", "s a step"]
     lines = [f"| {' | '.join([*names, 'training', 'delta'])} |", "|" + "---|" * (len(names) + 2)]
     for row in rows:
         known, step = facts(row), row.step
-        cells = [known["model"], known["corpus"], known["variant"], str(row.seeds), count(known["steps"])]
+        variant = known["variant"] + (", search" if known["stage"] == "trial" else "")
+        cells = [known["model"], known["corpus"], variant, str(row.trainings), count(known["steps"])]
         cells += [count(known["tokens"]), amount(known["flops_a_step"])]
         cells += [size(known[f"{kind}_bytes"]) for kind in KINDS]
         cells += ["not counted" if not step else "no" if row.obstacle else "yes"]
@@ -101,19 +103,21 @@ def _table(rows: list[Row]) -> str:
 
 
 def totals(plan: Plan) -> list[str]:
-    rows = [(row.seeds, facts(row)) for row in plan.rows]
+    rows = [(row.trainings, facts(row)) for row in plan.rows]
 
     def total(name: str) -> float:
-        return sum(seeds * row[name] for seeds, row in rows if row[name])
+        return sum(number * row[name] for number, row in rows if row[name])
 
     checkpoint = max((row["checkpoint_bytes"] or 0 for _, row in rows), default=0)
-    cells, unknown = sum(seeds for seeds, _ in rows), sum(not row["steps"] for _, row in rows)
+    cells, unknown = sum(number for number, _ in rows), sum(not row["steps"] for _, row in rows)
+    trials = sum(number for number, row in rows if row["stage"] == "trial")
     uncounted = sum(row["flops_a_step"] is None for _, row in rows)
     sources: dict[str, int] = {}
     for _, row in rows:
         sources[row["source_of_lengths"]] = sources.get(row["source_of_lengths"], 0) + 1
     lines = [
-        f"{cells:,} trainings in {len(rows):,} rows; lengths from {', '.join(f'{k}: {v} rows' for k, v in sources.items())}",
+        f"{cells:,} trainings in {len(rows):,} rows" + (f", {trials:,} of them trials of the search" if trials else ""),
+        f"lengths from {', '.join(f'{k}: {v} rows' for k, v in sources.items())}",
         f"{count(total('steps'))} steps, {count(total('tokens'))} tokens, {amount(total('flops'))} FLOPs",
         f"{duration(total('training_seconds'))} of training, one after another",
         f"{size(total('delta_bytes'))} of deltas; at most {size(checkpoint)} for a checkpoint beside them",

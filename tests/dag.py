@@ -61,6 +61,16 @@ class Project:
         shutil.copy(ROOT / "Snakefile", folder)
         self.write_suite()
 
+    def copied(self, folder: Path) -> Project:
+        """Another clone with the same trainings and scores, of which Snakemake knows nothing yet."""
+        made = object.__new__(Project)
+        made.folder, made.suite = folder, self.suite
+        shutil.copytree(self.folder, folder, ignore=shutil.ignore_patterns(".snakemake", ".lock", "results"))
+        results = Path("results") / self.suite
+        shutil.copytree(self.folder / results / "runs", folder / results / "runs")
+        shutil.copy(self.folder / results / "plan.json", folder / results)
+        return made
+
     def write_suite(self, **changes) -> None:
         """The mini suite, with other values for some of its keys."""
         (self.folder / "config" / "mini.yaml").write_text(yaml.safe_dump({**SUITE, **changes}))

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
+import subprocess
+import sys
 import time
 
 import pytest
@@ -122,6 +125,17 @@ def test_another_margin_of_a_claim_judges_again_and_nothing_else(finished):
     assert finished.plan() == {"claims.md", "report", "summary.md", "complete"}  # the report shows the verdicts
     finished.claim("above", margin=1.0)
     assert finished.plan() == set()
+
+
+def test_results_of_another_machine_join_and_none_of_them_runs_again(finished, tmp_path):
+    here = finished.copied(tmp_path / "here")
+    for folder in here.folder.glob("results/mini/runs/*/*/*/seed1"):
+        shutil.rmtree(folder)
+    assert cells(here.plan(), "train.json") == {"full/seed1", "lora-r2/seed1"}
+    merge = [sys.executable, "-m", "evidence.merge", "results/mini", str(finished.folder / "results" / "mini")]
+    done = subprocess.run(merge, cwd=here.folder, capture_output=True, text=True)
+    assert done.returncode == 0 and "0 refused" in done.stdout, done.stdout + done.stderr
+    assert not below_runs(here.plan())
 
 
 def test_pinned_code_keeps_paid_runs(finished):

@@ -170,7 +170,7 @@ def test_what_is_no_results_folder_is_said(trees, tmp_path, capsys):
     assert merge.main([str(tmp_path / "nothing"), str(here)]) == 2
     assert "no such plan" in capsys.readouterr().err
     assert merge.main([str(here), str(tmp_path)]) == 2
-    assert "neither runs nor cost in it; give the folder results/fake" in capsys.readouterr().err
+    assert "neither runs nor cost nor tune in it; give the folder results/fake" in capsys.readouterr().err
     assert merge.main([str(here), str(here)]) == 2
     assert "that is this tree itself" in capsys.readouterr().err
 
@@ -210,3 +210,41 @@ def test_a_record_that_does_not_fit_is_an_error_row_in_the_tables(trees):
     assert set(row["status"]) == {"error"} and row["reason"].iloc[0].startswith(
         "does not fit the record schema: data.metrics"
     )
+
+
+def test_trials_join_and_what_no_plan_names_is_told(trees):
+    here, there, _ = trees
+    trial = {"trial": 1, "seed": 1000, "values": {"learning_rate": 0.1}, "key": "trial-key"}
+    search = {"model": "tiny-llama", "corpus": "headlines", "variant": "lora", "searched": {}, "key": "tuned-key"}
+    for tree in (here, there):
+        change(tree / "plan.json", tuning={"trials": 1, "cells": [{**search, "trials": [trial]}]})
+    folder = there / "tune/tiny-llama/headlines/lora"
+    base = {
+        **fake_results.STACK,
+        "stage": "train",
+        "status": "ok",
+        "steps": 1,
+        "tokens": {},
+        "parameters": {},
+        "loss": {},
+    }
+    tuned = {"stage": "tune", "status": "ok", "chosen": {"trial": 1, "values": trial["values"]}, "trials": [trial]}
+    records.write(folder / "trial1/seed1000/train.json", {**base, "key": "trial-key"})
+    records.write(folder / "trial2/seed1000/train.json", {**base, "key": "other"})
+    records.write(folder / "tuned.json", {**tuned, "key": "of-other-trials"})
+    assert "data.chosen" in misfit({**tuned, "schema": 1, "chosen": None})
+    shutil.copytree(there / CELL / "headlines-test", there / CELL / "other-test")
+    records.write(
+        there / "cost/tiny-llama/headlines/dora-r99/cost.json", {"stage": "cost", "status": "error", "reason": "x"}
+    )
+    fates = {fate.path: fate for fate in merge.merge(here, there)}
+    assert fates["tune/tiny-llama/headlines/lora/trial1/seed1000/train.json"].what == TAKEN
+    assert (here / "tune/tiny-llama/headlines/lora/trial1/seed1000/train.json").is_file()
+    assert "stale" in fates["tune/tiny-llama/headlines/lora/tuned.json"].why
+    for path in (
+        "tune/tiny-llama/headlines/lora/trial2/seed1000/train.json",
+        f"{CELL}/other-test/score.json",
+        "cost/tiny-llama/headlines/dora-r99/cost.json",
+    ):
+        assert fates[path].what == REFUSED and "no such cell" in fates[path].why, path
+        assert not (here / path).exists()

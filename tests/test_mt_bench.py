@@ -47,6 +47,12 @@ def data(tmp_path):
             "prompt_template": "{ref_answer_1} {ref_answer_2} {answer_2}",
         },
     ]
+    pair = "{question} A {answer_a} B {answer_b}"
+    both = "{question_2} A {answer_a_1} {answer_a_2} B {answer_b_1} {answer_b_2}"
+    for name, template in (("pair-v2", pair), ("pair-v2-multi-turn", both)):
+        prompts.append({"name": name, "system_prompt": "", "prompt_template": template})
+    for name, template in (("pair-math-v1", pair), ("pair-math-v1-multi-turn", both)):
+        prompts.append({"name": name, "system_prompt": "", "prompt_template": "({ref_answer_1}) " + template})
     for file, rows in (("question", questions), ("reference_answer_gpt-4", references), ("judge_prompts", prompts)):
         (tmp_path / f"{file}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return lambda asset: tmp_path
@@ -148,6 +154,77 @@ def test_a_chat_model_is_shown_turns_in_its_own_format():
     tokenizer.chat_template = "{{ '<|im_start|>' }}"
     assert replies._shown(request) == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
     assert len(replies.answer([Asked("i", 0, request)])[0]["texts"]) == 1
+
+
+# --------------------------------------------------------------------------- answers compared
+
+
+def compared(tmp_path, data, say, theirs=("x", "y")):
+    """The eval with a judge that says ``say(item id, turn, whether the model's answer is shown first)``; ours: "a", "b"."""
+    answers = [{"question_id": n, "choices": [{"turns": list(theirs)}]} for n in (81, 111, 91)]
+    (tmp_path / "other.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answers))
+    plugin = load_plugin("evals", "mt-bench-pairs")
+    module = sys.modules["tuning_fork_evals.mt_bench_pairs"]
+    rows = []
+    for item in plugin.items(data):
+        for turn in (0, 1):
+            for ours_first, shown in ((True, (["a", "b"], theirs)), (False, (theirs, ["a", "b"]))):
+                key = verdict_key(module.asked(item, *shown, turn), 0)
+                rows.append({"key": key, "text": say(item["id"], turn, ours_first)})
+    (tmp_path / "verdicts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    judged = {"judge": f"recorded:{tmp_path / 'verdicts.jsonl'}", "opponent": str(tmp_path / "other.jsonl")}
+    return load_plugin("evals", "mt-bench-pairs", **judged)
+
+
+def test_a_pair_is_shown_in_both_orders_and_with_its_reference(data):
+    writing, math, _ = load_plugin("evals", "mt-bench-pairs").items(data)
+    asked = sys.modules["tuning_fork_evals.mt_bench_pairs"].asked
+    assert asked(writing, ["{b}", "2"], ["y", "4"], 0) == [("user", "Write {question}. A {b} B y")]
+    assert asked(math, ["y", "4"], ["x", "2"], 1) == [("user", "(two) And 2+2? A y 4 B x 2")]
+
+
+def test_only_a_verdict_of_both_orders_wins(tmp_path, data):
+    said_of = {
+        ("81", 0): ("[[A]]", "[[B]]"),  # ours, whichever place
+        ("81", 1): ("[[B]]", "[[A]]"),  # theirs
+        ("111", 0): ("[[A]]", "[[A]]"),  # the first place, twice
+        ("111", 1): ("[[C]]", "[[C]] rather than [[A]]"),
+        ("91", 0): ("[[A]]", "neither"),  # no verdict in one order
+        ("91", 1): ("[[C]]", "[[B]]"),
+    }
+    plugin = compared(tmp_path, data, lambda item, turn, ours_first: said_of[item, turn][not ours_first])
+    assert plugin.pending() == ""
+    grades = [plugin.grade(item, said("a", "b")) for item in plugin.items(data)]
+    assert [(g["won"], g["agreed"], g["rated"]) for g in grades] == [(1.0, 2, 2), (1.0, 1, 2), (0.5, 0, 1)]
+    assert plugin.aggregate(grades) == pytest.approx(
+        {
+            "win_rate": 100 * 2.5 / 5,
+            "win_rate_turn_1": 100 * 1.5 / 2,
+            "win_rate_turn_2": 100 * 1.0 / 3,
+            "order_agreement": 100 * 3 / 5,
+            "unrated": 100 / 6,
+        }
+    )
+    assert "other.jsonl (sha256 " in plugin.signatures()["opponent"]
+
+
+def test_a_model_against_itself_gets_a_half_from_any_judge_that_looks_at_places_only(tmp_path, data):
+    plugin = compared(tmp_path, data, lambda item, turn, ours_first: "[[A]]", theirs=("c", "d"))
+    scores = plugin.aggregate([plugin.grade(item, said("a", "b")) for item in plugin.items(data)])
+    assert (scores["win_rate"], scores["order_agreement"]) == (50.0, 0.0)
+
+
+def test_without_an_opponent_it_is_pending_and_a_bad_file_is_named(tmp_path, data):
+    assert "no opponent given" in load_plugin("evals", "mt-bench-pairs").pending()
+    (tmp_path / "bad.jsonl").write_text('{"question_id": 81, "choices": [{"turns": ["x", "y"]}]}\n{"question_id": 1}\n')
+    with pytest.raises(UserError, match=r"bad.jsonl, line 2: not an answer"):
+        load_plugin("evals", "mt-bench-pairs", opponent=str(tmp_path / "bad.jsonl"))
+    with pytest.raises(UserError, match="no such file"):
+        load_plugin("evals", "mt-bench-pairs", opponent=str(tmp_path / "none.jsonl"))
+    (tmp_path / "few.jsonl").write_text('{"question_id": 1, "choices": [{"turns": ["x", "y"]}]}\n')
+    plugin = load_plugin("evals", "mt-bench-pairs", opponent=str(tmp_path / "few.jsonl"))
+    with pytest.raises(UserError, match="no answer to both turns of question 81"):
+        plugin.grade(plugin.items(data)[0], said("a", "b"))
 
 
 # --------------------------------------------------------------------------- the endpoint

@@ -24,6 +24,7 @@ from harness.loop import Trainer
 from harness.loss import SupervisedLogits, training_mode
 from harness.measure import Curve, LiveTensors
 from harness.models import head_parameters
+from harness.plan_pages import write_pages
 from harness.plugins import ROOT, load_plugin
 from harness.seeds import Streams
 from harness.setup import attach
@@ -248,11 +249,25 @@ def test_a_suite_from_the_command_to_its_files(tmp_path, capsys):
     assert plan.main([*arguments, "--out", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out
     rows = list(csv.DictReader((tmp_path / "out" / "cost_plan.csv").read_text(encoding="utf-8").splitlines()))
-    assert [(row["variant"], row["seeds"], row["steps"]) for row in rows] == [("lora", "2", "7"), ("peft", "2", "7")]
+    assert [(row["variant"], row["trainings"], row["steps"]) for row in rows] == [
+        ("lora", "2", "7"),
+        ("peft", "2", "7"),
+    ]
     assert all(float(row["peak_bytes"]) > float(row["weights_bytes"]) > 0 for row in rows)
     assert all(float(row["flops"]) == 7 * float(row["flops_a_step"]) > 0 for row in rows)
     assert "a lower bound from a measured matrix product" in said and "No cost records" in said
     assert json.loads((tmp_path / "out" / "cost_plan.json").read_text())["rows"][0]["steps"] == 7
+
+
+def test_the_trials_of_a_search_are_planned_beside_what_they_search_for(tmp_path):
+    smoke = load_suite("smoke")
+    searching = "tuning: {trials: 3, seeds: [1000], steps: 5}\n"
+    tuned = SUITE.replace("CORPUS", smoke.trainings[0].corpus).replace("steps: 7,", "steps: 7, validation_examples: 4,")
+    (tmp_path / "planned.yaml").write_text(tuned + searching)
+    made = plan.plan(load_suite(str(tmp_path / "planned.yaml")), records=[])
+    rows = {(row.training.variant, row.training.stage): (row.trainings, row.batches.steps) for row in made.rows}
+    assert rows["lora", "trial"] == rows["peft", "trial"] == (3, 5) and rows["lora", "train"] == (2, 7)
+    assert "10 trainings in 4 rows, 6 of them trials of the search" in write_pages(made, tmp_path / "out")
 
 
 @pytest.mark.slow
