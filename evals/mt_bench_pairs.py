@@ -11,6 +11,8 @@ A turn without a verdict in both orders is left out and counted (``unrated``). T
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -18,18 +20,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from harness.failures import UserError
 from harness.judge import verdict_key
-from harness.record import digest
 
-from .mt_bench import MTBench, filled
+from ._mt_bench import Conversations, filled
 
 VERDICT = re.compile(r"\[\[([ABC])\]\]")
 SCORE = {"model": 1.0, "tie": 0.5, "opponent": 0.0}
 
 
 @dataclass
-class MTBenchPairs(MTBench):
+class MTBenchPairs(Conversations):
     """Open questions, answers compared with another model's."""
 
     opponent: str = ""
@@ -48,20 +48,20 @@ class MTBenchPairs(MTBench):
     grading_fields: ClassVar[tuple[str, ...]] = ("judge", "judgings", "opponent")
     prompt_names: ClassVar[tuple[str, str]] = ("pair-v2", "pair-math-v1")
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._answers = read_answers(Path(self.opponent)) if self.opponent else {}
-
     def pending(self) -> str:
         if not self.opponent:
-            return "no opponent given: set evals: {mt-bench-pairs: {opponent: FILE}} in the suite and score again"
-        return super().pending().replace("mt-bench:", "mt-bench-pairs:")
+            return "no opponent given: set opponent: of this eval in the suite's evals: and score again"
+        try:
+            read_answers(Path(self.opponent))
+        except ValueError as error:
+            return str(error)
+        return super().pending()
 
     def grade(self, item, outputs):
         said = [output["texts"][0].strip() for output in outputs]
-        if item["id"] not in self._answers or len(self._answers[item["id"]]) < len(said):
-            raise UserError(f"{self.opponent}: no answer to both turns of question {item['id']}")
-        theirs = self._answers[item["id"]]
+        theirs = read_answers(Path(self.opponent)).get(item["id"], [])
+        if len(theirs) < len(said):
+            raise ValueError(f"opponent: {self.opponent}: no answer to both turns of question {item['id']}")
         judged = [
             [self._compared(item, said, theirs, turn, k) for k in range(self.judgings)] for turn in range(len(said))
         ]
@@ -87,21 +87,24 @@ class MTBenchPairs(MTBench):
         }
 
     def signatures(self):
-        against = f"{Path(self.opponent).name} (sha256 {digest(Path(self.opponent))[:12]})" if self.opponent else "none"
+        file = Path(self.opponent)
+        known = self.opponent and file.is_file()
+        against = f"{file.name} (sha256 {hashlib.sha256(file.read_bytes()).hexdigest()[:12]})" if known else "none"
         return {**super().signatures(), "opponent": against}
 
 
+@functools.cache
 def read_answers(path: Path) -> dict[str, list[str]]:
-    """The turns of each question's first answer. Raises UserError that names the line."""
+    """The turns of each question's first answer. Raises ValueError that names the line."""
     if not path.is_file():
-        raise UserError(f"opponent: {path}: no such file")
+        raise ValueError(f"opponent: {path}: no such file")
     answers = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
             row = json.loads(line)
             answers[str(row["question_id"])] = [str(turn) for turn in row["choices"][0]["turns"]]
         except (ValueError, KeyError, IndexError, TypeError):
-            raise UserError(
+            raise ValueError(
                 f"opponent: {path}, line {number}: not an answer with question_id and choices[0].turns"
             ) from None
     return answers
