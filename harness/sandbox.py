@@ -6,10 +6,10 @@ Levels, strongest first; the machine's is found by trying, and stands in every o
                 with assets, mirror, results and ~/.cache empty; a memory file system as working directory; and all of
                 ``seccomp``. Does not stop: reading other files that this user may read (nothing read can leave: the
                 program's output is discarded).
-``seccomp``     no further process, no socket, no signal to or hold on other processes, no privilege; and all of
-                ``limits``. Does not stop: reading and writing the files that this user may, the benchmarks' own tests
-                and a non-root user's /proc among them, or writing many of them until the time is up; asking the kernel
-                to signal the harness when a pipe is ready (fcntl).
+``seccomp``     no further process, no socket, no signal to or hold on other processes, be it by way of the kernel
+                (fcntl), no privilege; and all of ``limits``. Does not stop: reading and writing the files that this user
+                may, the benchmarks' own tests and a non-root user's /proc among them, or writing many of them until the
+                time is up.
 ``limits``      CPU and wall time, memory, file size, open files, no further process, a fresh directory, an empty
                 environment. Does not stop, besides: the network, signals to this user's other processes. Refused to
                 root, whom the process limit does not bind.

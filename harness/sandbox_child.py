@@ -45,14 +45,14 @@ _X86_64 = """
     kill 62  tkill 200  tgkill 234  rt_sigqueueinfo 129  rt_tgsigqueueinfo 297  pidfd_send_signal 424  pidfd_getfd 438
     ptrace 101  process_vm_readv 310  process_vm_writev 311  prlimit64 302  socket 41  io_uring_setup 425
     bpf 321  perf_event_open 298  userfaultfd 323  keyctl 250  add_key 248  request_key 249  open_by_handle_at 304
-    memfd_create 319  memfd_secret 447  shmget 29
+    memfd_create 319  memfd_secret 447  shmget 29  fcntl 72
 """
 _AARCH64 = """
     execve 221  execveat 281  clone 220  clone3 435  unshare 97  setns 268
     kill 129  tkill 130  tgkill 131  rt_sigqueueinfo 138  rt_tgsigqueueinfo 240  pidfd_send_signal 424  pidfd_getfd 438
     ptrace 117  process_vm_readv 270  process_vm_writev 271  prlimit64 261  socket 198  io_uring_setup 425
     bpf 280  perf_event_open 241  userfaultfd 282  keyctl 219  add_key 217  request_key 218  open_by_handle_at 265
-    memfd_create 279  memfd_secret 447  shmget 194
+    memfd_create 279  memfd_secret 447  shmget 194  fcntl 25
 """
 MACHINES = {"x86_64": (0xC000003E, _X86_64), "aarch64": (0xC00000B7, _AARCH64)}
 
@@ -60,6 +60,7 @@ _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06  # cl
 _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 _EPERM, _ENOSYS = 1, 38
 _CLONE_THREAD = 0x10000
+_SET_OWNER, _SET_SIGNAL, _SET_OWNER_EX = 8, 10, 15  # of fcntl: whom the kernel signals when a file is ready, and how
 _X32 = 0x40000000  # x86-64 calls in their 32-bit form: other numbers for the same calls
 
 
@@ -73,6 +74,13 @@ def syscall_filter(machine: str) -> list[tuple[int, int, int, int]]:
     for name in REFUSED:
         if name in number:
             rules += [(_EQUAL, 0, 1, number[name]), (_RETURN, 0, 0, _ERRNO | _EPERM)]
+    rules += [
+        (_EQUAL, 0, 6, number["fcntl"]),
+        (_LOAD, 0, 0, 24),
+        (_EQUAL, 2, 0, _SET_OWNER),
+        (_EQUAL, 1, 0, _SET_SIGNAL),
+    ]
+    rules += [(_EQUAL, 0, 1, _SET_OWNER_EX), (_RETURN, 0, 0, _ERRNO | _EPERM), (_RETURN, 0, 0, _ALLOW)]
     # The flags of clone3 lie behind a pointer that no filter sees: without it the C library falls back to clone.
     rules += [(_EQUAL, 0, 1, number["clone3"]), (_RETURN, 0, 0, _ERRNO | _ENOSYS)]
     rules += [(_EQUAL, 0, 3, number["clone"]), (_LOAD, 0, 0, 16), (_ANY_BIT, 1, 0, _CLONE_THREAD)]

@@ -168,6 +168,10 @@ def test_no_network_no_signals_no_privilege(strong):
     connect = "import socket\nsocket.create_connection(('127.0.0.1', 9), timeout=1)"
     assert run_program(connect, TIGHT, strong).detail.startswith("PermissionError")
     assert run_program("import os\nos.kill(os.getppid(), 9)", TIGHT, strong).detail.startswith("PermissionError")
+    by_the_kernel = "import fcntl, os\nr, w = os.pipe()\nfcntl.fcntl(r, %s, %s)"
+    for command, argument in (("fcntl.F_SETOWN", "os.getppid()"), ("fcntl.F_SETSIG", "9"), ("15", "bytes(8)")):
+        assert run_program(by_the_kernel % (command, argument), TIGHT, strong).detail.startswith("PermissionError")
+    assert run_program(by_the_kernel % ("fcntl.F_GETFD", "0"), TIGHT, strong).status == "passed"
     raise_limit = "import resource\nresource.setrlimit(resource.RLIMIT_CPU, (60, 60))"
     assert run_program(raise_limit, TIGHT, strong).status == "failed"
     gain = "import ctypes\nassert ctypes.CDLL(None, use_errno=True).unshare(0x10000000) == 0"
@@ -315,8 +319,8 @@ def test_the_filter_refuses_what_it_should_and_allows_the_rest(machine):
     numbers = dict(zip(words[::2], map(int, words[1::2]), strict=True))
     rules = sandbox_child.syscall_filter(machine)
 
-    def answer(number, argument=0, arch=architecture):
-        data, place, held = {0: number, 4: arch, 16: argument}, 0, 0
+    def answer(number, argument=0, arch=architecture, second=0):
+        data, place, held = {0: number, 4: arch, 16: argument, 24: second}, 0, 0
         while True:
             code, if_true, if_false, operand = rules[place]
             place += 1
@@ -330,9 +334,12 @@ def test_the_filter_refuses_what_it_should_and_allows_the_rest(machine):
 
     allowed, not_permitted, not_there, killed = 0x7FFF0000, 0x50001, 0x50000 | 38, 0x80000000
     for name, number in numbers.items():
-        expected = {"clone3": not_there}.get(name, not_permitted)
+        expected = {"clone3": not_there, "fcntl": allowed}.get(name, not_permitted)
         assert answer(number) == expected, name
     assert answer(numbers["clone"], 0x10000 | 0x100) == allowed
+    commands = {command: answer(numbers["fcntl"], 3, second=command) for command in range(20)}
+    assert {command for command, said in commands.items() if said == not_permitted} == {8, 10, 15}
+    assert set(commands.values()) == {allowed, not_permitted}
     assert answer(0) == answer(9999) == allowed
     assert answer(0, arch=0x40000003) == answer(0x40000000) == killed
     assert set(numbers) >= set(sandbox_child.REFUSED) - ({"fork", "vfork"} if machine == "aarch64" else set())
