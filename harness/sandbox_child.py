@@ -74,13 +74,9 @@ def syscall_filter(machine: str) -> list[tuple[int, int, int, int]]:
     for name in REFUSED:
         if name in number:
             rules += [(_EQUAL, 0, 1, number[name]), (_RETURN, 0, 0, _ERRNO | _EPERM)]
-    rules += [
-        (_EQUAL, 0, 6, number["fcntl"]),
-        (_LOAD, 0, 0, 24),
-        (_EQUAL, 2, 0, _SET_OWNER),
-        (_EQUAL, 1, 0, _SET_SIGNAL),
-    ]
-    rules += [(_EQUAL, 0, 1, _SET_OWNER_EX), (_RETURN, 0, 0, _ERRNO | _EPERM), (_RETURN, 0, 0, _ALLOW)]
+    rules += [(_EQUAL, 0, 6, number["fcntl"]), (_LOAD, 0, 0, 24), (_EQUAL, 2, 0, _SET_OWNER)]
+    rules += [(_EQUAL, 1, 0, _SET_SIGNAL), (_EQUAL, 0, 1, _SET_OWNER_EX)]
+    rules += [(_RETURN, 0, 0, _ERRNO | _EPERM), (_RETURN, 0, 0, _ALLOW)]
     # The flags of clone3 lie behind a pointer that no filter sees: without it the C library falls back to clone.
     rules += [(_EQUAL, 0, 1, number["clone3"]), (_RETURN, 0, 0, _ERRNO | _ENOSYS)]
     rules += [(_EQUAL, 0, 3, number["clone"]), (_LOAD, 0, 0, 16), (_ANY_BIT, 1, 0, _CLONE_THREAD)]
@@ -385,8 +381,7 @@ def _said(pipe: int) -> bytes:
 
 def frame() -> dict:
     """The next part of the task from standard input: eight hexadecimal digits of length, then JSON. Reads no byte more."""
-    size = int(_exactly(8), 16)
-    return json.loads(_exactly(size))
+    return json.loads(_exactly(int(_exactly(8), 16)))
 
 
 def _exactly(count: int) -> bytes:
@@ -402,5 +397,4 @@ def _exactly(count: int) -> bytes:
 
 if __name__ == "__main__":
     die_with_parent(int(sys.argv[1]))
-    answer = keep(frame(), frame)
-    json.dump(answer, sys.stdout)
+    json.dump(keep(frame(), frame), sys.stdout)

@@ -51,7 +51,9 @@ def tune(root, seeds=(1000,)):
             record.write(folder / f"trial{number}" / f"seed{seed}" / "train.json", done)
         best = 2 if variant == "full" else 3
         chosen = {"trial": best, "values": {"learning_rate": RATES[best - 1]}, "loss": LOSSES[variant, best]}
-        record.write(folder / "tuned.json", {"stage": "tune", **cell, "status": "ok", "chosen": chosen})
+        record.write(
+            folder / "tuned.json", {"stage": "tune", **cell, "status": "ok", "chosen": chosen, "trials": listed}
+        )
         plan["tuning"]["cells"].append({**cell, "searched": SPACE, "trials": listed})
     (root / "plan.json").write_text(json.dumps(plan))
     return plan
