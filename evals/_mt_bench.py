@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 from corpora._rows import read_rows
@@ -44,15 +45,14 @@ class Conversations(Eval):
 
     def items(self, data):
         folder = data("mt-bench")
-        answers = read_rows(folder / "reference_answer_gpt-4.jsonl", ("question_id", "choices"))
-        references = {row["question_id"]: row["choices"][0]["turns"] for row in answers}
+        references = answers(folder / "reference_answer_gpt-4.jsonl")
         prompts = {row["name"]: row for row in read_rows(folder / "judge_prompts.jsonl", ("name", "prompt_template"))}
         items = [
             {
                 "id": str(row["question_id"]),
                 "category": row["category"],
                 "turns": row["turns"],
-                "reference": references.get(row["question_id"]) if row["category"] in REFERENCED else None,
+                "reference": references.get(str(row["question_id"])) if row["category"] in REFERENCED else None,
             }
             for row in read_rows(folder / "question.jsonl", ("question_id", "category", "turns"))
         ]
@@ -73,6 +73,17 @@ class Conversations(Eval):
 
     def signatures(self):
         return {"judge": self.judge or "none", "judgings of each answer": str(self.judgings)}
+
+
+def answers(path: Path) -> dict[str, list[str]]:
+    """The turns of each question's first answer in a file of FastChat's form. Raises ValueError naming line or question."""
+    found = {}
+    for row in read_rows(path, ("question_id", "choices")):
+        try:
+            found[str(row["question_id"])] = row["choices"][0]["turns"]
+        except (KeyError, IndexError, TypeError):
+            raise ValueError(f"{path}: question {row['question_id']} has no choices[0].turns") from None
+    return found
 
 
 def filled(item: dict, number: int, values: dict[str, str]) -> list[tuple[str, str]]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from typing import ClassVar
 
 from harness.judge import verdict_key
 
-from ._mt_bench import Conversations, filled
+from ._mt_bench import Conversations, answers, filled
 
 VERDICT = re.compile(r"\[\[([ABC])\]\]")
 SCORE = {"model": 1.0, "tie": 0.5, "opponent": 0.0}
@@ -51,15 +50,17 @@ class MTBenchPairs(Conversations):
     def pending(self) -> str:
         if not self.opponent:
             return "no opponent given: set opponent: of this eval in the suite's evals: and score again"
+        if not Path(self.opponent).is_file():
+            return f"opponent: {self.opponent}: no such file"
         try:
-            read_answers(Path(self.opponent))
+            _answers(Path(self.opponent))
         except ValueError as error:
-            return str(error)
+            return f"opponent: {error}"
         return super().pending()
 
     def grade(self, item, outputs):
         said = [output["texts"][0].strip() for output in outputs]
-        theirs = read_answers(Path(self.opponent)).get(item["id"], [])
+        theirs = _answers(Path(self.opponent)).get(item["id"], [])
         if len(theirs) < len(said):
             raise ValueError(f"opponent: {self.opponent}: no answer to both turns of question {item['id']}")
         judged = [
@@ -93,28 +94,14 @@ class MTBenchPairs(Conversations):
         return {**super().signatures(), "opponent": against}
 
 
-@functools.cache
-def read_answers(path: Path) -> dict[str, list[str]]:
-    """The turns of each question's first answer. Raises ValueError that names the line."""
-    if not path.is_file():
-        raise ValueError(f"opponent: {path}: no such file")
-    answers = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            row = json.loads(line)
-            answers[str(row["question_id"])] = [str(turn) for turn in row["choices"][0]["turns"]]
-        except (ValueError, KeyError, IndexError, TypeError):
-            raise ValueError(
-                f"opponent: {path}, line {number}: not an answer with question_id and choices[0].turns"
-            ) from None
-    return answers
+_answers = functools.cache(answers)  # one file for all items
 
 
 def asked(item: dict, first: Sequence[str], second: Sequence[str], turn: int) -> list[tuple[str, str]]:
     """The judge's messages about a turn (0 or 1) with these answers in the places A and B."""
     values = {"answer_a": first[0], "answer_b": second[0]}
-    for place, answers in (("a", first), ("b", second)):
-        values |= {f"answer_{place}_{number}": answer for number, answer in enumerate(answers, 1)}
+    for place, said in (("a", first), ("b", second)):
+        values |= {f"answer_{place}_{number}": answer for number, answer in enumerate(said, 1)}
     return filled(item, turn, values)
 
 

@@ -84,6 +84,26 @@ def folder_of(root: Path, cell: dict) -> Path:
     return root / "runs" / cell["model"] / cell["corpus"] / cell["variant"] / f"seed{cell['seed']}"
 
 
+def cost_path(cell: dict) -> Path:
+    """The cost record of a (model, corpus, variant), below the results."""
+    return Path("cost") / cell["model"] / cell["corpus"] / cell["variant"] / "cost.json"
+
+
+def search_folder(search: dict) -> Path:
+    """Where the trials of a search are, and ``tuned.json`` with its choice, below the results."""
+    return Path("tune") / search["model"] / search["corpus"] / search["variant"]
+
+
+def trial_path(search: dict, trial: dict) -> Path:
+    """The record of one trial under one seed, below the results."""
+    return search_folder(search) / f"trial{trial['trial']}" / f"seed{trial['seed']}" / "train.json"
+
+
+def searches(plan: dict) -> list[dict]:
+    """The searches of a plan; none of a suite that does not tune."""
+    return (plan.get("tuning") or {}).get("cells", [])
+
+
 def outcome(root: Path, cell: dict, entry: dict | None) -> Outcome:
     """What became of ``cell`` under the eval ``entry`` (None: of its training alone)."""
     folder = folder_of(root, cell)
@@ -118,7 +138,7 @@ def cost_cells(plan: dict) -> list[dict]:
 
 def cost_outcome(root: Path, cell: dict) -> Outcome:
     """The cost record of a (model, corpus, variant)."""
-    record = read_record(root / "cost" / cell["model"] / cell["corpus"] / cell["variant"] / "cost.json")
+    record = read_record(root / cost_path(cell))
     key = cell.get("key")
     stale = "cost" if key and record.get("key") and record["key"] != key else ""
     return Outcome(record["status"], "cost", record.get("reason") or "", stale, {"cost": record})
@@ -151,29 +171,24 @@ def short_hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8] if text else ""
 
 
-def planned_records(plan: dict) -> set[Path]:
-    """The records that a plan's trainings, scores, costs and trials end with, below its folder."""
-    found = set()
+def unplanned_records(plan: dict, root: Path) -> list[Path]:
+    """Trainings, scores, costs and trials under ``root`` that the plan does not name, below it."""
+    planned = {cost_path(cell) for cell in cost_cells(plan)}
     for cell in plan["cells"]:
         folder = folder_of(Path(), cell)
-        found |= {folder / "train.json", *(folder / entry["eval"] / "score.json" for entry in evals_of(cell))}
-    for cell in cost_cells(plan):
-        found.add(Path("cost") / cell["model"] / cell["corpus"] / cell["variant"] / "cost.json")
-    for search in (plan.get("tuning") or {}).get("cells", []):
-        folder = Path("tune") / search["model"] / search["corpus"] / search["variant"]
-        found |= {folder / f"trial{t['trial']}" / f"seed{t['seed']}" / "train.json" for t in search["trials"]}
-    return found
+        planned |= {folder / "train.json", *(folder / entry["eval"] / "score.json" for entry in evals_of(cell))}
+    planned |= {trial_path(search, trial) for search in searches(plan) for trial in search["trials"]}
+    kinds = ("runs/*/*/*/seed*/train.json", "runs/*/*/*/seed*/*/score.json", "cost/*/*/*/cost.json",
+             "tune/*/*/*/trial*/seed*/train.json")  # fmt: skip
+    found = (path.relative_to(root) for kind in kinds for path in sorted(root.glob(kind)))
+    return [path for path in found if path not in planned]
 
 
 def unplanned(plan: dict, root: Path) -> list[str]:
-    """Records on disk that the plan does not name: they enter no table, so they are mentioned. Of a training that it does
-    not name, the scores are not mentioned beside it."""
-    planned = planned_records(plan)
-    patterns = ("runs/*/*/*/seed*/train.json", "runs/*/*/*/seed*/*/score.json", "cost/*/*/*/cost.json")
-    found = sorted(path.relative_to(root) for pattern in patterns for path in root.glob(pattern))
-    lost = [path for path in found if path not in planned]
+    """What the plan does not name enters no table, so it is mentioned; of a training that it does not name, once."""
+    lost = unplanned_records(plan, root)
     trainings = {path.parent for path in lost if path.name == "train.json"}
-    return [f"{path.parent}: not in the plan, left out" for path in lost if path.parent.parent not in trainings]
+    return sorted(f"{path.parent}: not in the plan, left out" for path in lost if path.parent.parent not in trainings)
 
 
 def dig(record: dict, *names: str) -> Any:

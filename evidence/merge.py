@@ -55,19 +55,13 @@ def merge(own: Path, source: Path, dry: bool = False) -> Iterator[Fate]:
     for cell in plan["cells"]:
         yield from _training(own, source, cell, dry)
     for cell in cells.cost_cells(plan):
-        path = Path("cost") / cell["model"] / cell["corpus"] / cell["variant"] / "cost.json"
-        yield from _one(own, source, path, cell.get("key"), dry)
-    for search in (plan.get("tuning") or {}).get("cells", []):
-        folder = Path("tune") / search["model"] / search["corpus"] / search["variant"]
+        yield from _one(own, source, cells.cost_path(cell), cell.get("key"), dry)
+    for search in cells.searches(plan):
         for trial in search["trials"]:
-            path = folder / f"trial{trial['trial']}" / f"seed{trial['seed']}" / "train.json"
-            yield from _one(own, source, path, trial["key"], dry)
-        yield from _one(own, source, folder / "tuned.json", search["key"], dry)
-    planned = cells.planned_records(plan)
-    for pattern in ("runs/**/train.json", "runs/**/score.json", "cost/**/cost.json", "tune/**/train.json"):
-        for path in sorted(path.relative_to(source) for path in source.glob(pattern)):
-            if path not in planned:
-                yield Fate(path.as_posix(), REFUSED, "the plan of this suite has no such cell")
+            yield from _one(own, source, cells.trial_path(search, trial), trial["key"], dry)
+        yield from _one(own, source, cells.search_folder(search) / "tuned.json", search["key"], dry)
+    for path in cells.unplanned_records(plan, source):
+        yield Fate(path.as_posix(), REFUSED, "the plan of this suite has no such cell")
 
 
 def _training(own: Path, source: Path, cell: dict, dry: bool) -> Iterator[Fate]:

@@ -28,15 +28,14 @@ def trial_rows(plan: dict, root: Path, corpus: str | None = None) -> list[dict[s
     """A row per trial and tuning seed. A trial that failed, is missing or is stale keeps its row."""
     named = {(cell["model"], cell["corpus"], cell["variant"]): cell for cell in plan["cells"]}
     rows = []
-    for search in (plan.get("tuning") or {}).get("cells", []):
+    for search in cells.searches(plan):
         if corpus not in (None, search["corpus"]):
             continue
-        folder = root / "tune" / search["model"] / search["corpus"] / search["variant"]
         cell = named.get((search["model"], search["corpus"], search["variant"]), search)
-        chosen = dig(cells.read_record(folder / "tuned.json"), "chosen", "trial")
+        chosen = dig(cells.read_record(root / cells.search_folder(search) / "tuned.json"), "chosen", "trial")
         facts = cells.identity(plan, {**cell, "seed": 0})
         for trial in search["trials"]:
-            record = cells.read_record(folder / f"trial{trial['trial']}" / f"seed{trial['seed']}" / "train.json")
+            record = cells.read_record(root / cells.trial_path(search, trial))
             found = _trial(record, trial)
             rows.append(
                 {**facts, **found, "searched": json.dumps(search["searched"]), "chosen": trial["trial"] == chosen}

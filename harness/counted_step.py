@@ -96,17 +96,15 @@ def count(subject: Subject, blocks: int | None, shape: Shape, micro_batches: int
     looks at numbers, as a refresh may, it is left out, with a note.
     """
     try:
-        return _count(subject, blocks, shape, micro_batches, 0)
-    except DataDependentOutputException as error:
-        looked = str(error.func)
-    except (
-        RuntimeError
-    ) as error:  # of a library's method that keeps real tensors, or tensors of its own, beside the model
-        raise NotCountable(f"its step does not run on shapes alone: {str(error).splitlines()[0]}") from None
-    try:
+        try:
+            return _count(subject, blocks, shape, micro_batches, 0)
+        except DataDependentOutputException as error:
+            looked = str(error.func)
         found = _count(subject, blocks, shape, micro_batches, 1)
     except DataDependentOutputException:
         raise NotCountable(f"its step looks at numbers that only a training has ({looked})") from None
+    except RuntimeError as error:  # a library's method may keep tensors of its own beside the model
+        raise NotCountable(f"its step does not run on shapes alone: {str(error).splitlines()[0]}") from None
     return dataclasses.replace(
         found, opening=Work(), note=f"its first step is not counted: it looks at numbers ({looked})"
     )

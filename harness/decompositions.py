@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from harness.measure import synchronize
+
 LARGE = 10**8  # n^2 m up to which a matrix is timed as it is; a larger one is shrunk, and its time grown by the cube
 BATCH = 64  # matrices timed at once, where they are small
 KINDS = {
@@ -82,8 +84,6 @@ def _made(value: Any, batch: int, shrink: float) -> Any:
 
 
 def _timed(function: Any, arguments: list, keywords: dict) -> float:
-    from harness.measure import synchronize
-
     synchronize()
     start = time.perf_counter()
     function(*arguments, **keywords)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -21,8 +22,8 @@ import numpy as np
 import zstandard
 from tqdm import tqdm
 
-from evidence.cells import cost_cells, evals_of, folder_of, read_plan
-from evidence.grades import formula, numbers, read_grades
+from evidence.cells import BASELINES, cost_cells, cost_outcome, cost_path, evals_of, folder_of, outcome, read_plan
+from evidence.grades import Formula, formula, numbers, read_grades
 from harness import record
 
 MODELS, CORPORA, VARIANTS, SEEDS, ITEMS = 10, 10, 20, 5, 100
@@ -30,38 +31,37 @@ MODELS, CORPORA, VARIANTS, SEEDS, ITEMS = 10, 10, 20, 5, 100
 
 @dataclass
 class Template:
-    """One finished cell of the source: where its records lie, its eval and its items' grades."""
+    """One finished cell of the source: its records by stage, its curve and its items' grades."""
 
     cell: dict
-    folder: Path
-    evaluation: str
+    records: dict[str, dict]
+    curve: Path
     grades: list[dict]
-
-    @property
-    def train(self) -> dict:
-        return record.read(self.folder / "train.json")
-
-    @property
-    def score(self) -> dict:
-        return record.read(self.folder / self.evaluation / "score.json")
+    formulas: dict[str, Formula]  # of the metrics that are means over items
 
 
 def templates(source: Path) -> dict[str, list[Template]]:
     """The cells of a run whose training and score ended ok, by corpus. Raises SystemExit where there are none."""
     found: dict[str, list[Template]] = {}
-    for cell in read_plan(source / "plan.json")["cells"]:
-        folder = folder_of(source, cell)
-        for entry in evals_of(cell):
-            paths = (folder / "train.json", folder / entry["eval"] / "score.json")
-            if cell["method"] in ("untuned", "majority") or not all(path.is_file() for path in paths):
-                continue
-            train, score = map(record.read, paths)
-            if train["status"] == score["status"] == "ok":
-                graded = read_grades(folder / entry["eval"], score)
-                found.setdefault(cell["corpus"], []).append(Template(cell, folder, entry["eval"], graded))
+    trained = (cell for cell in read_plan(source / "plan.json")["cells"] if cell["variant"] not in BASELINES)
+    for cell in trained:
+        for entry in evals_of(cell)[:1]:
+            records = outcome(source, cell, entry).records
+            if all(known["status"] == "ok" for known in records.values()):
+                found.setdefault(cell["corpus"], []).append(_template(folder_of(source, cell), cell, entry, records))
     if not found:
         raise SystemExit(f"{source}: no training with a score. Run a suite first: make run SUITE=smoke")
     return found
+
+
+def _template(folder: Path, cell: dict, entry: dict, records: dict[str, dict]) -> Template:
+    score = records["score"]
+    grades = read_grades(folder / entry["eval"], score)
+    columns = numbers(grades)
+    values = {name: value for name, value in score["metrics"].items() if isinstance(value, int | float)}
+    formulas = {name: formula(name, value, columns, score["units"].get(name, "")) for name, value in values.items()}
+    known = {name: found for name, found in formulas.items() if found}
+    return Template({**cell, "evals": [entry]}, records, folder / "curves.jsonl", grades, known)
 
 
 def generate(source: Path, root: Path) -> None:
@@ -78,52 +78,47 @@ def generate(source: Path, root: Path) -> None:
             place = {"model": f"model{model}", "corpus": f"corpus{corpus}", "variant": f"variant{variant}"}
             for seed in range(SEEDS):
                 cell = {**template.cell, **place, "model_label": f"Model {model}", "corpus_label": f"Corpus {corpus}"}
-                cell |= {"seed": seed, "suite": "scale", "evals": evals_of(template.cell)[:1]}
+                cell |= {"seed": seed, "suite": "scale"}
                 write_cell(folder_of(root, cell), cell, template, rng)
                 cells.append(cell)
-            cost.append({**place, "key": None})
-            write(root / "cost" / "/".join(place.values()) / "cost.json", {**costs[variant % len(costs)], **place})
+            if costs:
+                cost.append({**place, "key": None})
+                write(root / cost_path(place), {**costs[variant % len(costs)], **place})
     plan = {"suite": "scale", "description": "generated", "protocol": {}, "cells": cells, "costs": cost}
     (root / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
 
 
 def cost_records(source: Path) -> list[dict]:
-    """The cost records of the source."""
-    plan = read_plan(source / "plan.json")
-    paths = [source / "cost" / c["model"] / c["corpus"] / c["variant"] / "cost.json" for c in cost_cells(plan)]
-    return [record.read(path) for path in paths if path.is_file()]
+    """The cost records of the source that ended ok."""
+    found = [cost_outcome(source, cell) for cell in cost_cells(read_plan(source / "plan.json"))]
+    return [known.records["cost"] for known in found if known.status == "ok"]
 
 
 def write_cell(folder: Path, cell: dict, template: Template, rng: np.random.Generator) -> None:
     """Records, curve and grades of one training and its score; item names are those of every other cell."""
     place = {name: cell[name] for name in ("suite", "model", "corpus", "variant", "seed")}
-    below = folder / template.evaluation
+    below = folder / cell["evals"][0]["eval"]
     below.mkdir(parents=True)
-    shutil.copy(template.folder / "curves.jsonl", folder)
+    shutil.copy(template.curve, folder)
     drawn = rng.integers(len(template.grades), size=ITEMS)
     grades = [{**template.grades[index], "item": f"item{number}"} for number, index in enumerate(drawn)]
     lines = "".join(json.dumps(grade, ensure_ascii=False) + "\n" for grade in grades)
     (below / "grades.jsonl.zst").write_bytes(zstandard.compress(lines.encode()))
     files = {"grades": record.file_entry(below / "grades.jsonl.zst")}
-    metrics = rescored(template, grades)
-    score = {**template.score, **place, "files": files, "n_items": ITEMS, "metrics": metrics}
-    write(folder / "train.json", {**template.train, **place})
-    write(below / "predict.json", {**record.read(template.folder / template.evaluation / "predict.json"), **place})
-    write(below / "score.json", score)
+    metrics = {**template.records["score"]["metrics"], **means(template, grades)}
+    records = {stage: {**known, **place} for stage, known in template.records.items()}
+    records["score"] |= {"files": files, "n_items": ITEMS, "metrics": metrics}
+    for stage, content in records.items():
+        write((folder if stage == "train" else below) / f"{stage}.json", content)
 
 
-def rescored(template: Template, drawn: list[dict]) -> dict:
-    """The template's metrics, those that are means over items computed again from the drawn grades."""
-    metrics = dict(template.score["metrics"])
-    before, now = numbers(template.grades), numbers(drawn)
-    for name, value in metrics.items():
-        found = (
-            formula(name, value, before, template.score["units"].get(name, "")) if isinstance(value, float) else None
-        )
-        if found:
-            total = sum(now[found.denominator]) if found.denominator else len(drawn)
-            metrics[name] = found.scale * sum(now[found.numerator]) / total if total else 0.0
-    return metrics
+def means(template: Template, drawn: list[dict]) -> dict[str, float]:
+    """The metrics that are means over items, of the drawn grades."""
+    columns, found = numbers(drawn), {}
+    for name, known in template.formulas.items():
+        total = sum(columns[known.denominator]) if known.denominator else len(drawn)
+        found[name] = known.scale * sum(columns[known.numerator]) / total if total else 0.0
+    return found
 
 
 def write(path: Path, content: dict) -> None:
@@ -134,16 +129,12 @@ def write(path: Path, content: dict) -> None:
 
 def measured(*module: str) -> tuple[float, float]:
     """Seconds and peak memory (GB) of ``python -m`` these words, in a process of its own."""
-    code = "import resource, subprocess, sys; done = subprocess.run([sys.executable, '-m', *sys.argv[1:]]).returncode; " \
-           "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024, file=sys.stderr); sys.exit(done)"  # fmt: skip
     started = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-c", code, *module], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-    took = time.perf_counter() - started
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    return took, int(done.stderr.split()[-1]) / 1e9
+    process = subprocess.Popen([sys.executable, "-m", *module], stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"{' '.join(module)} failed")
+    return time.perf_counter() - started, usage.ru_maxrss * 1024 / 1e9
 
 
 def main(argv: list[str] | None = None) -> int:

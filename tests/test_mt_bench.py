@@ -221,7 +221,7 @@ def test_without_an_opponent_it_is_pending_and_a_bad_file_is_named(tmp_path, dat
         name: load_plugin("evals", "mt-bench-pairs", opponent=str(tmp_path / name))
         for name in ("bad.jsonl", "none.jsonl")
     }
-    assert "bad.jsonl, line 2: not an answer" in given["bad.jsonl"].pending()
+    assert "bad.jsonl:2: no column choices" in given["bad.jsonl"].pending()
     assert "no such file" in given["none.jsonl"].pending() and given["none.jsonl"].signatures()["opponent"] == "none"
     (tmp_path / "few.jsonl").write_text('{"question_id": 1, "choices": [{"turns": ["x", "y"]}]}\n')
     plugin = load_plugin("evals", "mt-bench-pairs", opponent=str(tmp_path / "few.jsonl"))
