@@ -18,7 +18,7 @@ from pathlib import Path
 from harness.record import digest
 
 GENERIC = ("correct", "gold==predicted", "c")
-DENOMINATORS = ("tokens", "n", "words", "bytes", "count", "total")
+DENOMINATORS = ("tokens", "n", "words", "bytes", "count", "total", "rated")
 
 
 @dataclass(frozen=True)

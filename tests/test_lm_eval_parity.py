@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import re
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from lm_eval.api.instance import Instance
 from rows_made_here import COLUMNS
 
+from evals._programs import STOPS
 from harness import assets
 from harness.plugins import load_plugin
 from harness.seeds import Streams
@@ -49,6 +52,10 @@ def smollm():
 
 def source(asset: str) -> Path:
     names = {"gsm8k": "openai/gsm8k/main", "mbpp": "google-research-datasets/mbpp/full"}
+    if asset == "humaneval":  # from a package
+        if not (assets.cache() / asset / "asset.json").is_file():
+            pytest.skip("NOT RUN: needs HumanEval, python -m harness.prepare humaneval")
+        return assets.asset_folder(asset)
     return Path(MIRROR) / names.get(asset, f"nyu-mll/glue/{asset.removeprefix('glue-')}")
 
 
@@ -171,17 +178,19 @@ def test_commonsense_equals_stock_item_by_item(task, file, smollm, tmp_path):
         assert grade["correct_norm"] == int(sample["acc_norm"])
 
 
-def test_mbpp_texts_equal_stock_item_by_item(smollm, tmp_path):
+@pytest.mark.parametrize(("task", "longest", "until"), [("mbpp", 256, ("[DONE]",)), ("humaneval", 1024, STOPS)])
+def test_programs_equal_stock_text_by_text(task, longest, until, smollm):
     """Stock's own metric runs programs in this process, so texts are compared, and our grades come from the sandbox."""
     from lm_eval.models.huggingface import HFLM
 
-    tokens = 256 if FULL else 24
-    plugin = load_plugin("evals", "mbpp", limit=FULL or 4, max_tokens=tokens)
+    tokens = longest if FULL else 24
+    plugin = load_plugin("evals", task, limit=FULL or 4, max_tokens=tokens)
     items = plugin.items(source)
     mine, seconds = timed(ours, smollm, plugin, items)
     model, tokenizer = smollm
-    settings = {"until": ["[DONE]"], "do_sample": False, "max_gen_toks": tokens}
-    asked = [Instance("generate_until", {}, (item["context"], settings), n) for n, item in enumerate(items)]
+    settings = {"until": list(until), "do_sample": False, "max_gen_toks": tokens}
+    contexts = [plugin.requests(item)[0].context for item in items]
+    asked = [Instance("generate_until", {}, (context, settings), n) for n, context in enumerate(contexts)]
     lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=BATCH)
     theirs, stock_seconds = timed(lm.generate_until, asked, disable_tqdm=True)
     different = [
@@ -190,9 +199,39 @@ def test_mbpp_texts_equal_stock_item_by_item(smollm, tmp_path):
         if outputs[0]["texts"][0] != text
     ]
     passed = sum(grade["c"] for _, grade in mine)
-    print(f"\nmbpp: {len(items)} items, {passed} passed; texts differ in {len(different)}: {different}")
-    print(f"mbpp: CPU seconds ours {seconds:.1f} (with reference likelihoods), stock {stock_seconds:.1f}")
+    print(f"\n{task}: {len(items)} items, {passed} passed; texts differ in {len(different)}: {different}")
+    print(f"{task}: CPU seconds ours {seconds:.1f} (with reference likelihoods), stock {stock_seconds:.1f}")
     assert not different
+
+
+def test_wikitext_equals_stock_page_by_page(smollm, tmp_path):
+    """The mirror's rows are lines: a page runs from one title to the next. Short form: pages' first lines."""
+    lines = [
+        json.loads(line)["text"]
+        for line in (Path(MIRROR) / "Salesforce/wikitext/wikitext-2-v1/validation.jsonl")
+        .read_text("utf-8")
+        .splitlines()
+    ]
+    starts = [n for n, line in enumerate(lines) if re.fullmatch(r" = [^=].*[^=] = ", line)]
+    pages = ["\n".join(lines[a : (b if FULL else a + 6)]) for a, b in pairwise([*starts, len(lines)])][: FULL or 3]
+    rows = [{"page": page} for page in pages]
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    plugin = load_plugin("evals", "wikitext-2")
+    mine, seconds = timed(ours, smollm, plugin, plugin.items(lambda asset: folder))
+    splits = {"train": rows[:2], "validation": rows[:2], "test": rows}
+    samples, stock_seconds = timed(stock, smollm, tmp_path, "wikitext/wikitext.yaml", splits)
+    theirs = {sample["doc"]["page"]: sample["word_perplexity"] for sample in samples}  # (log-likelihood, words)
+    apart = [abs(grade["nll"] + theirs[page][0]) for page, (_, grade) in zip(pages, mine, strict=True)]
+    found = plugin.aggregate([grade for _, grade in mine])["word_perplexity"]
+    expected = math.exp(-sum(nats for nats, _ in theirs.values()) / sum(words for _, words in theirs.values()))
+    print(
+        f"\nwikitext: {len(rows)} pages, word perplexity {found:.6f}, stock {expected:.6f}; nats a page to {max(apart):.2g}"
+    )
+    print(f"wikitext: CPU seconds ours {seconds:.1f}, stock {stock_seconds:.1f}")
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert all(distance < 1e-5 * -theirs[page][0] for page, distance in zip(pages, apart, strict=True))
 
 
 def test_gsm8k_equals_stock_item_by_item(smollm, tmp_path):

@@ -11,6 +11,7 @@ import traceback
 import pytest
 import torch
 
+from evidence.grades import Formula, formula, numbers
 from harness import judge as judges
 from harness.contract import Generate
 from harness.failures import UserError
@@ -130,7 +131,8 @@ def test_ratings_are_averaged_and_those_left_out_are_counted(tmp_path, data):
         {"rating": sum(first + second) / 10, "rating_turn_1": sum(first) / 6, "rating_turn_2": sum(second) / 4,
          "disagreement": 1.0, "unrated": 100 * 2 / 12}
     )  # fmt: skip
-    assert scores["rating"] == sum(g["rating_sum"] for g in grades) / sum(g["rated"] for g in grades)
+    # what tables take their interval over items from
+    assert formula("rating", scores["rating"], numbers(grades), "of 10") == Formula("rating_sum", "rated")
     assert len(set(grades[0]["verdicts"])) == 2
 
 
@@ -196,6 +198,7 @@ def test_only_a_verdict_of_both_orders_wins(tmp_path, data):
     assert plugin.pending() == ""
     grades = [plugin.grade(item, said("a", "b")) for item in plugin.items(data)]
     assert [(g["won"], g["agreed"], g["rated"]) for g in grades] == [(1.0, 2, 2), (1.0, 1, 2), (0.5, 0, 1)]
+    assert formula("win_rate", 50.0, numbers(grades), "%") == Formula("won", "rated", 100.0)
     assert plugin.aggregate(grades) == pytest.approx(
         {
             "win_rate": 100 * 2.5 / 5,
