@@ -17,8 +17,10 @@ The largest entry of each row is positive, as a sign is otherwise left open. Eve
 ``sequential`` looks at a number, once in a few iterations, to see whether all are done.
 """
 
+import functools
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -28,7 +30,6 @@ Kind = Literal["svd", "gram", "block", "sequential"]
 Momentum = Literal["dynamic", "static", "none"]
 Side = Literal["right", "left"]
 
-CACHE = 16 * 2**20  # bytes of matrices that ``sequential`` has in hand at once on a CPU: they are read again and again
 SHIFT = 100.0  # of C in the block iteration, in units of the precision: directions that A lacks stay in the block
 SUMS = 3  # times as many sums of A's rows, on which a block's first round is made, as it has rows
 FEW_SHIFT = 1e-3  # of that round: more than SHIFT, so that one factor is enough
@@ -279,10 +280,20 @@ def deflated(
     what it started from, made orthogonal, completes the basis. ``second``: (L, rank), for static momentum the
     eigenvalue after each vector's; without it, what the next start vector gives (and none for the last vector).
     """
-    parts = max(1, CACHE // C[0].nbytes) if C.device.type == "cpu" else len(C)
+    parts = max(1, _cache() // C[0].nbytes) if C.device.type == "cpu" else len(C)
     given = C.split(parts), start.split(parts), [None] * len(C) if second is None else second.split(parts)
     found = [_deflated(*part, momentum, tolerance, max_iterations) for part in zip(*given, strict=False)]
     return tuple(torch.cat(each) for each in zip(*found, strict=True))
+
+
+@functools.cache
+def _cache() -> int:
+    """Bytes of matrices to have in hand at once on a CPU, as they are read again and again: half of its last cache."""
+    try:
+        size = Path("/sys/devices/system/cpu/cpu0/cache/index3/size").read_text(encoding="ascii")  # Linux: "32768K"
+        return int(size.strip().removesuffix("K")) * 2**9
+    except (OSError, ValueError):
+        return 16 * 2**20
 
 
 def _deflated(
