@@ -41,7 +41,6 @@ class Measured:
     predicted_memory: dict[str, int]
     threads: int
     precision: str
-    exact: bool  # shapes are those of the very steps
 
 
 @dataclass(frozen=True)

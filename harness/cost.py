@@ -61,7 +61,7 @@ def run(training: Training) -> dict:
         refresh = _refresh(setup, logits, curve, every)
         rss = rss_peak_bytes()
         followed = trainer.state.step
-        memory = _memory(setup, logits, curve)
+        memory = _memory(setup, logits)
         flops = _flops(setup, logits, curve)
     curve.close()
     facts = setup.facts()
@@ -136,7 +136,7 @@ def _warm_up(setup, logits, curve) -> dict | None:
         return None
     before = setup.trainer.state.schedule_start
     seconds, _ = _timed_steps(setup, logits, curve, WARMUP_TIMED)
-    memory = _memory(setup, logits, curve)
+    memory = _memory(setup, logits)
     if setup.trainer.state.schedule_start == before:
         raise ValueError(f"{type(setup.trainer.method).__name__} has warmup_steps, but nothing changed after them")
     shapes = _shapes(setup, WARM_STEPS, WARMUP_TIMED, WARM_STEPS + WARMUP_TIMED)
@@ -169,9 +169,9 @@ def _set(method, name: str, value: int) -> int | None:
     return had
 
 
-def _memory(setup, logits, curve) -> dict[str, int]:
-    """Peak live tensor bytes of one more step, by kind."""
-    from harness.measure import LiveTensors
+def _memory(setup, logits) -> dict[str, int]:
+    """Peak live tensor bytes of one more step, by kind. No curve follows it: what that compares is not the method's."""
+    from harness.measure import Curve, LiveTensors
 
     trainer, method = setup.trainer, setup.trainer.method
     seen = []
@@ -184,15 +184,14 @@ def _memory(setup, logits, curve) -> dict[str, int]:
     method.clip = noting_clip  # the one moment when every gradient of the step is there
     batches = setup.micro_batches(trainer.state.step)
     with LiveTensors(trainer.model, trainer.optimizers) as live:
-        trainer.step(batches, logits, curve)
+        trainer.step(batches, logits, Curve(None))
     del method.clip
     return live.split(seen[0])
 
 
 def _shapes(setup, first: int, timed: int, followed: int) -> dict:
-    """[rows, padded length, targets] of each micro-batch of the timed steps and of the one followed for memory, and
-    whether that one's update was sampled: what ``harness.plan`` compares itself with."""
-    from harness.measure import is_sampled
+    """[rows, padded length, targets] of each micro-batch of the timed steps and of the one followed for memory: what
+    ``harness.plan`` compares itself with."""
 
     def step(number: int) -> list[list[int]]:
         inputs = [(batch, next(iter(batch.inputs.values()))) for batch in setup.micro_batches(number)]
@@ -201,7 +200,6 @@ def _shapes(setup, first: int, timed: int, followed: int) -> dict:
     return {
         "timed": [step(number) for number in range(first, first + timed)],
         "followed": step(followed),
-        "sampled": is_sampled(followed, setup.trainer.total),
     }
 
 

@@ -145,7 +145,8 @@ class LanguageModel:
             return None
         pairs = [Pair(row, tuple(continuation)) for row, *_, continuation in encoded]
         with torch.no_grad(), autocast(self.lm.device, self.lm.mixed_precision_dtype):
-            return scores(self.lm.model, list(contexts.values()), pairs, self.batch_size, self.lm.device)
+            tokens = self.batch_size * LIKELIHOOD_TOKENS
+            return scores(self.lm.model, list(contexts.values()), pairs, tokens, self.lm.device)
 
     def _references(self, requests: list[Reference]) -> list[dict]:
         """A text without context that is longer than the model's window is read window after window, as stock does."""

@@ -1,26 +1,18 @@
-"""``cost`` records of this machine as measured cells: what the plan would have said of the very steps that were timed.
-
-A record of before it told its steps' shapes is laid out again from the data's rows, if these give the tokens that the
-record counted; else a row is taken as long as the record's average, and the cell is marked so.
-"""
+"""``cost`` records of this machine as measured cells: what the plan would have said of the very steps that were timed."""
 
 from __future__ import annotations
 
 import json
-import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness import record
 from harness.calibration import Measured
-from harness.cost import WARM_STEPS, WARMUP_TIMED
 from harness.counted_step import Shape, Subject
 from harness.failures import UserError
-from harness.measure import is_sampled
-from harness.plan_rows import label_count, lengths, mean_shape, shapes
+from harness.plan_rows import label_count, mean_shape
 from harness.provenance import provenance
-from harness.seeds import Streams
 from harness.step_profile import profile
 from harness.suite import PROTOCOL, catalogue
 
@@ -35,8 +27,6 @@ class Timed:
     subject: Subject
     steps: list[list[Shape]]  # timed
     followed: list[Shape]
-    sampled: bool  # the followed step's update was compared with the weights
-    exact: bool  # the shapes are those of the steps themselves
 
     @property
     def typical(self) -> tuple[Shape, int]:
@@ -74,7 +64,7 @@ def _hardware(origin: dict) -> tuple:
 
 
 def timed(content: dict) -> Timed | None:
-    """None where the record's model or method is not known any more."""
+    """None where the record's model or method is not known any more, or its steps' shapes are not."""
     specification = content["specification"]
     corpus = specification["corpus"]
     fields = {k: v for k, v in corpus["fields"].items() if k != "classes"}
@@ -93,42 +83,10 @@ def timed(content: dict) -> Timed | None:
     except UserError:
         return None
     told = (content["warmup"] or content).get("shapes")
-    if told:
-        steps = [[Shape(*shape) for shape in step] for step in told["timed"]]
-        return Timed(content, subject, steps, [Shape(*shape) for shape in told["followed"]], told["sampled"], True)
-    laid_out = _laid_out(content, protocol, corpus["name"], fields)
-    return Timed(content, subject, *laid_out) if laid_out else Timed(content, subject, *_average(content, protocol))
-
-
-def _laid_out(content: dict, protocol: dict, corpus: str, fields: dict) -> tuple | None:
-    """The steps of the record from the data's rows, if these are the rows that it saw."""
-    from harness import data
-
-    count, warm_up = len(content["seconds"]["all"]), content["warmup"]
-    total = max(content["whole"]["steps"], 2 * WARM_STEPS + WARMUP_TIMED + 1 + count + 3)
-    first = WARM_STEPS + (WARM_STEPS + WARMUP_TIMED + 1 if warm_up else 0)
-    seed = Streams(content["seed"], protocol["streams"]).seed("order")
-    for remove in (protocol["remove_overlap"], False):
-        found = lengths(content["model"], corpus, json.dumps(fields), {**protocol, "remove_overlap": remove})
-        if found is None:
-            return None
-        order = data.order(found.rows, total, protocol["batch_size"], protocol["length_bucketing"], seed)
-        tokens = statistics.mean(sum(found.rows[i] for i in rows) for rows in order[first : first + count])
-        if abs(tokens - content["batch_tokens"]) < 1e-6:
-            if warm_up:
-                first, count = WARM_STEPS, WARMUP_TIMED
-            followed = first + count + bool(content["refresh"])
-            every = [shapes(found, rows, protocol) for rows in order]
-            return every[first : first + count], every[followed], is_sampled(followed, total), True
-    return None
-
-
-def _average(content: dict, protocol: dict) -> tuple:
-    size, batch = protocol["micro_batch_size"], protocol["batch_size"]
-    length = max(1, round(content["batch_tokens"] / batch))
-    rows = [min(size, batch - start) for start in range(0, batch, size)]
-    step = [Shape(count, length, count * length) for count in rows]
-    return [step], step, False, False
+    if not told:  # made before records told them
+        return None
+    steps = [[Shape(*shape) for shape in step] for step in told["timed"]]
+    return Timed(content, subject, steps, [Shape(*shape) for shape in told["followed"]])
 
 
 def measured(cell: Timed) -> Measured:
@@ -146,7 +104,6 @@ def measured(cell: Timed) -> Measured:
         spread=(seconds["q75"] - seconds["q25"]) / seconds["median"],
         refresh=(timed_step.opening, refresh["seconds"]) if refresh else None,
         memory=own["memory"],
-        predicted_memory=followed.memory(cell.sampled),
+        predicted_memory=followed.memory(sampled=False),
         precision=cell.subject.precision,
-        exact=cell.exact,
     )

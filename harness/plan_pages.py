@@ -162,11 +162,10 @@ def errors(plan: Plan) -> str:
     cells = plan.measured
     if not cells:
         return "No cost records of this machine: nothing to compare with. Stage `cost` makes them."
-    exact = [cell for cell in cells if cell.exact]
-    lines = [f"{len(cells)} measured cells of this machine, {len(exact)} of them with the shapes of the very steps."]
-    lines.append("\n| memory, n = " + str(len(exact)) + " | median error | largest | within 10 % |\n|---|---|---|---|")
-    for kind in KINDS if exact else ():
-        found = memory_errors(exact, kind)
+    lines = [f"{len(cells)} measured cells of this machine."]
+    lines.append(f"\n| memory, n = {len(cells)} | median error | largest | within 10 % |\n|---|---|---|---|")
+    for kind in KINDS:
+        found = memory_errors(cells, kind)
         lines.append(
             f"| {kind} | {_percent(middle(found))} | {_percent(max(map(abs, found)))} | {_within(found, 0.1)} |"
         )
@@ -205,7 +204,7 @@ def _within(found: list[float], bound: float) -> str:
 
 
 def _json(plan: Plan, rows: list[dict]) -> dict:
-    names = ("suite", "model", "corpus", "variant", "seconds", "memory", "predicted_memory", "exact")
+    names = ("suite", "model", "corpus", "variant", "seconds", "memory", "predicted_memory")
     return {
         "suite": plan.suite.name,
         "device": plan.device,

@@ -15,7 +15,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache
 
+from harness.loss import SupervisedLogits
 from harness.shared_prefix import arranged, read, repeated
+
+CACHED = 8
 
 
 @dataclass(frozen=True)
@@ -27,18 +30,29 @@ class Pair:
 
 
 def scores(
-    model: nn.Module, contexts: Sequence[Sequence[int]], pairs: Sequence[Pair], rows: int, device: torch.device
+    model: nn.Module,
+    contexts: Sequence[Sequence[int]],
+    pairs: Sequence[Pair],
+    tokens: int,
+    device: torch.device,
 ) -> list[tuple[float, bool]]:
-    """(log-likelihood in nats, whether greedy decoding would write it) of each pair; ``rows`` are read at a time.
+    """(log-likelihood in nats, whether greedy decoding would write it) of each pair; so many padded ``tokens`` are read at
+    a time, after at most ``CACHED`` times as many, and none beside one that is twice as long.
 
     Every context has two tokens or more. The model's cache must forget nothing (no sliding windows).
     """
     cache, mask = _read([context[:-1] for context in contexts], model, device)
-    found = []
-    for start in range(0, len(pairs), rows):
-        part = pairs[start : start + rows]
-        found += _continued(model, contexts, part, cache, mask)
-    return found
+    order = sorted(range(len(pairs)), key=lambda number: -len(pairs[number].tokens))  # so that padding is little
+    found: dict[int, tuple[float, bool]] = {}
+    with SupervisedLogits(model) as logits:
+        while order:
+            longest = len(pairs[order[0]].tokens)
+            size = max(1, min(tokens // longest, CACHED * tokens // (mask.shape[1] + longest)))
+            size = sum(2 * len(pairs[number].tokens) > longest for number in order[:size])
+            part, order = order[:size], order[size:]
+            scored = _continued(model, logits, contexts, [pairs[number] for number in part], cache, mask)
+            found.update(zip(part, scored, strict=True))
+    return [found[number] for number in range(len(pairs))]
 
 
 def _read(contexts: list[Sequence[int]], model: nn.Module, device: torch.device) -> tuple[Cache, Tensor]:
@@ -56,18 +70,28 @@ def _read(contexts: list[Sequence[int]], model: nn.Module, device: torch.device)
 
 
 def _continued(
-    model: nn.Module, contexts: Sequence[Sequence[int]], pairs: Sequence[Pair], cache: Cache, mask: Tensor
+    model: nn.Module,
+    logits: SupervisedLogits,
+    contexts: Sequence[Sequence[int]],
+    pairs: Sequence[Pair],
+    cache: Cache,
+    mask: Tensor,
 ) -> list[tuple[float, bool]]:
     kept = torch.tensor([pair.row for pair in pairs], device=mask.device)
     asked = [torch.tensor((contexts[pair.row][-1], *pair.tokens), device=mask.device) for pair in pairs]
     ids = pad_sequence(asked, batch_first=True)
     seen = torch.cat((mask[kept], torch.ones_like(ids[:, :-1])), 1)  # what follows a continuation is seen by nothing
-    logits = read(model, ids[:, :-1], seen, _chosen(cache, kept), positions=0).logits.float()
-    found = []
-    for row, pair in enumerate(pairs):
-        own, wanted = logits[row, : len(pair.tokens)].log_softmax(-1), ids[row, 1 : 1 + len(pair.tokens)]
-        found.append((float(own.gather(1, wanted[:, None]).sum()), bool((own.argmax(1) == wanted).all())))
-    return found
+    lengths = [len(pair.tokens) for pair in pairs]
+    own = torch.arange(ids.shape[1] - 1, device=mask.device) < torch.tensor(lengths, device=mask.device)[:, None]
+    logits.positions = own.flatten().nonzero()[:, 0]
+    try:
+        found = read(model, ids[:, :-1], seen, _chosen(cache, kept), positions=0).logits.float()
+    finally:
+        logits.positions = None
+    wanted = ids[:, 1:][own]
+    values = found.log_softmax(-1).gather(1, wanted[:, None])[:, 0].split(lengths)
+    greedy = (found.argmax(1) == wanted).split(lengths)
+    return [(float(value.sum()), bool(same.all())) for value, same in zip(values, greedy, strict=True)]
 
 
 def _chosen(cache: Cache, kept: Tensor) -> Cache:

@@ -1,9 +1,9 @@
 """What answering an eval's requests costs beside lm-evaluation-harness's own ``HFLM``, on the same requests, in turn.
 
 ``python -m perf.evaluation`` asks SmolLM2 problems of GSM8K without and with five worked examples (generation up to
-the stop strings), the answers of GLUE's tasks, and the endings of sentences among four (likelihoods). Stock runs at
+the stop strings), the answers of benchmarks, and the endings of sentences among four (likelihoods). Stock runs at
 the fastest of several batch sizes, by a trial on a part of the requests, ours at its default. Where GSM8K is not
-prepared its rows are made up, and where GLUE is not, its tasks are left out; the output says so. Ratios: stock's time
+prepared its rows are made up, and other benchmarks that are not are left out; the output says so. Ratios: stock's time
 over ours, medians over rounds with a 95 % bootstrap interval; texts and likelihoods are compared.
 """
 
@@ -31,7 +31,13 @@ from perf.contest import ratio
 SIZES = (1, 4, 8, 16, 32)  # that stock may choose from
 TRIAL = 8  # requests
 ENDINGS = 4
-GLUE = ("sst2", "mnli", "qnli")
+LIKELIHOODS = (
+    "commonsense-likelihood-openbookqa",
+    "commonsense-likelihood-arc-easy",
+    "glue-sst2",
+    "glue-mnli",
+    "glue-qnli",
+)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -54,7 +60,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m perf.evaluation", description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--items", type=int, default=32)
-    parser.add_argument("--likelihoods", type=int, default=128, help="items of each GLUE task")
+    parser.add_argument("--likelihoods", type=int, default=128, help="items of each benchmark's likelihoods")
     parser.add_argument("--max-tokens", type=int, default=128)
     parser.add_argument("--batch-size", type=int, default=16, help="ours, the protocol's default")
     parser.add_argument("--rounds", type=int, default=3)
@@ -87,12 +93,12 @@ def tasks(options: argparse.Namespace) -> tuple[dict[str, list[Request]], str]:
                 Generate(p, stops, options.max_tokens) for p in prompts
             ]
     made["likelihood of four endings"] = endings(texts)
-    for task in GLUE:
+    for task in LIKELIHOODS:
         try:
-            plugin = load_plugin("evals", f"glue-{task}", limit=options.likelihoods)
-            made[f"likelihood, GLUE {task}"] = [plugin.requests(i)[0] for i in plugin.items(assets.asset_folder)]
+            plugin = load_plugin("evals", task, limit=options.likelihoods)
+            made[f"likelihood, {task}"] = [plugin.requests(i)[0] for i in plugin.items(assets.asset_folder)]
         except assets.AssetMissing as error:
-            print(f"NOT RUN: GLUE {task}: {error}", flush=True)
+            print(f"NOT RUN: {task}: {error}", flush=True)
     return made, source
 
 

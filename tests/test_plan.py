@@ -220,7 +220,7 @@ def test_sizes_and_folders(tmp_path):
 
 def cell(model: str, method: str, length: int, work: Work) -> Measured:
     seconds = 1e-11 * work.flops + 2e-10 * work.bytes + 1e-5 * work.operations
-    return Measured("s", model, "c", method, method, length, work, seconds, 0.1, None, {}, {}, 1, "float32", True)
+    return Measured("s", model, "c", method, method, length, work, seconds, 0.1, None, {}, {}, 1, "float32")
 
 
 def test_rates_are_found_again_and_left_out_groups_predicted():
