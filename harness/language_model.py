@@ -18,7 +18,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor, nn
 
-from harness import data, models
+from harness import data, models, one_row
 from harness.contract import Choices, Generate, Labelled, Reference, Request
 from harness.failures import UserError
 from harness.packed_linear import PackedLinears
@@ -143,10 +143,13 @@ class LanguageModel:
             or not self.lm.forgets_nothing
         ):
             return None
-        pairs = [Pair(row, tuple(continuation)) for row, *_, continuation in encoded]
+        tokens, model = self.batch_size * LIKELIHOOD_TOKENS, self.lm.model
         with torch.no_grad(), autocast(self.lm.device, self.lm.mixed_precision_dtype):
-            tokens = self.batch_size * LIKELIHOOD_TOKENS
-            return scores(self.lm.model, list(contexts.values()), pairs, tokens, self.lm.device)
+            if one_row.possible(model):
+                own = [[continuation for at, *_, continuation in encoded if at == row] for row in contexts]
+                return one_row.scores(model, list(contexts.values()), own, tokens, self.lm.device)
+            pairs = [Pair(row, tuple(continuation)) for row, *_, continuation in encoded]
+            return scores(model, list(contexts.values()), pairs, tokens, self.lm.device)
 
     def _references(self, requests: list[Reference]) -> list[dict]:
         """A text without context that is longer than the model's window is read window after window, as stock does."""

@@ -12,7 +12,7 @@ import types
 import pytest
 import torch
 
-from harness import decoding, predict, record, score, train, trimmed_hflm
+from harness import decoding, one_row, predict, record, score, train, trimmed_hflm
 from harness.cells import predict_record, score_record, train_record
 from harness.contract import Choices, Generate, NotMergeable, Reference
 from harness.failures import UserError
@@ -340,6 +340,20 @@ def test_a_context_is_read_once_for_all_its_continuations(family, shots):
     assert [greedy for _, greedy in flat] == [greedy for _, greedy in expected]
     whole = sum(len(tokenizer(context + text)["input_ids"]) for context, text in pairs)
     assert sum(read) < (0.5 if shots else 0.8) * whole
+
+
+@pytest.mark.parametrize("family", DECODERS)
+def test_continuations_stand_in_one_row_where_positions_can_be_given(family, monkeypatch):
+    """The other way, from a cache of the context, gives the same; ALiBi knows no other."""
+    model, tokenizer = tiny_model(family)
+    assert one_row.possible(model) == (family != "bloom")
+    asked = ask([Choices(context, (" sees a moon", " an old, old tree", " y")) for context in CONTEXTS])
+    found = answers(answerer(model, tokenizer, "causal", PROTOCOL, Streams(0)), asked)
+    monkeypatch.setattr(one_row, "possible", lambda model: False)
+    other = answers(answerer(model, tokenizer, "causal", PROTOCOL, Streams(0)), asked)
+    for a, b in zip(found, other, strict=True):
+        assert a["greedy"] == b["greedy"]
+        assert a["loglikelihoods"] == pytest.approx(b["loglikelihoods"], abs=1e-4)
 
 
 def test_contexts_of_one_token_and_forgetting_caches_are_scored_pair_by_pair():
