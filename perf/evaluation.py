@@ -29,7 +29,7 @@ from harness.seeds import Streams
 from perf.contest import ratio
 
 SIZES = (1, 4, 8, 16, 32)  # that stock may choose from
-TRIAL = 8  # requests
+TRIAL = 8  # generations; likelihoods are tried whole
 ENDINGS = 4
 LIKELIHOODS = (
     "commonsense-likelihood-openbookqa",
@@ -125,7 +125,7 @@ def endings(texts: Sequence[str]) -> list[Choices]:
 
 def contest(name: str, requests: list[Request], ours: LanguageModel, stock: Callable[[int], HFLM], rounds: int) -> dict:
     """Seconds of both sides by round, in turn, and how far their answers lie apart."""
-    trial = requests[:TRIAL]
+    trial = requests[:TRIAL] if isinstance(requests[0], Generate) else requests
     tried = {size: timed(lambda size=size: answers_of_stock(stock(size), trial))[0] for size in SIZES}
     best = min(tried, key=tried.get)
     sides = {"ours": lambda: answers_of_ours(ours, requests), "stock": lambda: answers_of_stock(stock(best), requests)}
