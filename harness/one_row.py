@@ -20,6 +20,8 @@ from transformers import Cache
 from harness.loss import SupervisedLogits
 from harness.shared_prefix import LEAST, read, repeated
 
+LONGEST = 4096  # tokens of a context and a continuation: the mask grows with their square
+
 
 def possible(model: nn.Module) -> bool:
     """Whether the model takes positions and a mask of every pair of tokens: not where distances are biases (ALiBi)."""

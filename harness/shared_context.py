@@ -2,7 +2,8 @@
 
 Stock evaluation reads context + continuation for each continuation. Here the contexts of a batch are read first, all but
 the last token of each, and then the continuations: that last token and theirs, from a copy of the context's keys and
-values. Equal to reading each pair as a whole, to the rounding of sums.
+values. Equal to reading each pair as a whole, to the rounding of sums. For models that cannot have all continuations in
+the context's own row (harness/one_row.py).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from transformers import Cache
 from harness.loss import SupervisedLogits
 from harness.shared_prefix import arranged, read, repeated
 
-CACHED = 8
+CACHED = 8  # times the tokens that are read at a time: most that lie before them in the cache
 
 
 @dataclass(frozen=True)
