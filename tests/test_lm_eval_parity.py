@@ -214,7 +214,8 @@ def test_wikitext_equals_stock_page_by_page(smollm, tmp_path):
         .splitlines()
     ]
     starts = [n for n, line in enumerate(lines) if re.fullmatch(r" = [^=].*[^=] = ", line)]
-    pages = ["\n".join(lines[a : (b if FULL else a + 6)]) for a, b in pairwise([*starts, len(lines)])][: 8 if FULL else 3]
+    spans = list(pairwise([*starts, len(lines)]))[: 8 if FULL else 3]
+    pages = ["\n".join(lines[a : (b if FULL else a + 6)]) for a, b in spans]
     rows = [{"page": page} for page in pages]
     folder = tmp_path / "rows"
     folder.mkdir()
