@@ -146,8 +146,10 @@ class LanguageModel:
         tokens, model = self.batch_size * LIKELIHOOD_TOKENS, self.lm.model
         with torch.no_grad(), autocast(self.lm.device, self.lm.mixed_precision_dtype):
             if one_row.possible(model) and longest <= one_row.LONGEST:
-                own = [[continuation for at, *_, continuation in encoded if at == row] for row in contexts]
-                return one_row.scores(model, list(contexts.values()), own, tokens, self.lm.device)
+                own: dict[int, list[list[int]]] = defaultdict(list)
+                for row, *_, continuation in encoded:
+                    own[row].append(continuation)
+                return one_row.scores(model, list(contexts.values()), list(own.values()), tokens, self.lm.device)
             pairs = [Pair(row, tuple(continuation)) for row, *_, continuation in encoded]
             return scores(model, list(contexts.values()), pairs, tokens, self.lm.device)
 

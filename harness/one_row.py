@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from harness.loss import SupervisedLogits
-from harness.shared_prefix import LEAST, read, repeated
+from harness.shared_prefix import LEAST, common_start, read, repeated
 
 LONGEST = 4096  # tokens of a context and a continuation: the mask grows with their square
 
@@ -50,9 +50,11 @@ def scores(
 ) -> list[tuple[float, bool]]:
     """(log-likelihood in nats, whether greedy decoding would write it) of each context's continuations, one after another;
     so many padded ``tokens`` are read at a time. Every context has two tokens or more."""
-    common = _common(contexts)
-    head = torch.tensor([contexts[0][:common]], device=device)
-    cache = read(model, head, torch.ones_like(head)).past_key_values if common else None
+    common = common_start(contexts)
+    common, cache = common if common >= LEAST else 0, None
+    if common:
+        head = torch.tensor([contexts[0][:common]], device=device)
+        cache = read(model, head, torch.ones_like(head)).past_key_values
     rows = [Row(context[common:], own) for context, own in zip(contexts, continuations, strict=True)]
     order = sorted(range(len(rows)), key=lambda number: -rows[number].length)  # so that padding is little
     found: dict[int, list[tuple[float, bool]]] = {}
@@ -62,13 +64,6 @@ def scores(
             part, order = order[:size], order[size:]
             found.update(zip(part, _scored(model, logits, [rows[n] for n in part], cache, common, device), strict=True))
     return [pair for number in range(len(rows)) for pair in found[number]]
-
-
-def _common(contexts: Sequence[Sequence[int]]) -> int:
-    """How many tokens all contexts begin with, less one of the shortest; 0 where that is too little to gain by."""
-    most = min(map(len, contexts)) - 1 if len(contexts) > 1 else 0
-    same = next((n for n in range(most) if len({context[n] for context in contexts}) > 1), most)
-    return same if same >= LEAST else 0
 
 
 def _scored(
@@ -101,10 +96,7 @@ def _scored(
     logits.positions = torch.tensor(looked, device=device)
     given = {"attention_mask": _mask(part, common).to(device), "position_ids": positions.to(device)}
     given |= {"past_key_values": repeated(cache, len(rows))} if cache else {"use_cache": False}
-    try:
-        sure = model(ids.to(device), **given).logits.float().log_softmax(-1)
-    finally:
-        logits.positions = None
+    sure = model(ids.to(device), **given).logits.float().log_softmax(-1)
     greedy = sure.argmax(-1)
     return [[_score(sure, greedy, *one) for one in own] for own in wanted]
 

@@ -85,10 +85,7 @@ def _continued(
     lengths = [len(pair.tokens) for pair in pairs]
     own = torch.arange(ids.shape[1] - 1, device=mask.device) < torch.tensor(lengths, device=mask.device)[:, None]
     logits.positions = own.flatten().nonzero()[:, 0]
-    try:
-        found = read(model, ids[:, :-1], seen, _chosen(cache, kept), positions=0).logits.float()
-    finally:
-        logits.positions = None
+    found = read(model, ids[:, :-1], seen, _chosen(cache, kept), positions=0).logits.float()
     wanted = ids[:, 1:][own]
     values = found.log_softmax(-1).gather(1, wanted[:, None])[:, 0].split(lengths)
     greedy = (found.argmax(1) == wanted).split(lengths)

@@ -20,16 +20,15 @@ from transformers import Cache, DynamicCache
 LEAST = 16  # common tokens below which reading them apart gains nothing
 
 
+def common_start(rows: Sequence[Sequence[int]]) -> int:
+    """How many tokens all rows begin with; each row keeps one of its own. 0 for a single row."""
+    most = max(0, min(map(len, rows)) - 1) if len(rows) > 1 else 0
+    return next((place for place in range(most) if len({row[place] for row in rows}) > 1), most)
+
+
 def common_tokens(context: Tensor, mask: Tensor) -> int:
-    """How many tokens all rows begin with, padding aside; each row keeps one of its own. 0 for a single row."""
-    lengths = mask.sum(1)
-    most = int(lengths.min()) - 1
-    if len(context) < 2 or most < 1:
-        return 0
-    starts = context.shape[1] - lengths
-    heads = torch.stack([row[start : start + most] for row, start in zip(context, starts.tolist(), strict=True)])
-    differing = (heads != heads[:1]).any(0).nonzero()
-    return int(differing[0]) if len(differing) else most
+    """The same of a padded batch, padding aside."""
+    return common_start([row[own.bool()].tolist() for row, own in zip(context, mask, strict=True)])
 
 
 def arranged(context: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, int]:
