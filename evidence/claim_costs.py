@@ -1,7 +1,8 @@
 """Claims about costs: ratios of what stage ``cost`` measured, on one machine that had nothing else to do.
 
 Both methods of a ratio of times step through the same batches, so each step gives a ratio; the geometric mean has Student's
-interval over steps. Memory is counted, a start is measured once: neither has an interval. None covers other machines.
+interval over steps. A step bears its share of the refreshes (their time over the steps from one to the next), as a training
+does. Memory is counted, a start is measured once: neither has an interval. None covers other machines.
 Iterations are those that the trainings themselves counted, paired over seeds.
 """
 
@@ -88,11 +89,22 @@ def _counted(of: str, ratio: float) -> tuple[str, float, float, float]:
 def _of_steps(one: dict, base: dict) -> tuple[str, float, float, float]:
     """n in words, ratio and bounds; without equally many steps of both, the ratio of medians with endless bounds."""
     steps, others = (json.loads(row["step_seconds_all"]) for row in (one, base))
+    share, beside = _refresh_share(one), _refresh_share(base)
+    refreshed = " and their share of the refreshes" if share or beside else ""
     if len(steps) != len(others) or len(steps) < 2:
-        ratio = one["step_seconds_median"] / base["step_seconds_median"]
-        return f"medians of {len(steps)} and {len(others)} steps, not paired", ratio, 0.0, math.inf
-    found = over_seeds([math.log(a / b) for a, b in zip(steps, others, strict=True)], CONFIDENCE)
-    return f"{found.n} steps of the same batches", *(math.exp(x) for x in (found.value, found.low, found.high))
+        ratio = (one["step_seconds_median"] + share) / (base["step_seconds_median"] + beside)
+        return f"medians of {len(steps)} and {len(others)} steps{refreshed}, not paired", ratio, 0.0, math.inf
+    logs = [math.log((a + share) / (b + beside)) for a, b in zip(steps, others, strict=True)]
+    found = over_seeds(logs, CONFIDENCE)
+    return f"{found.n} steps of the same batches{refreshed}", *(
+        math.exp(x) for x in (found.value, found.low, found.high)
+    )
+
+
+def _refresh_share(row: dict) -> float:
+    """Seconds of refreshes that a step bears; 0 where nothing is refreshed."""
+    every = row.get("refresh_every")
+    return row["refresh_seconds"] / every if every and every == every else 0.0
 
 
 def _finding(of: str, other: Any, ratio: Ratio, bar: float) -> Finding:

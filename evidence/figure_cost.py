@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MIB, GIB = 2**20, 2**30
-HOW = "Time: median step over an epoch; whiskers: quartiles of the steps. Live tensors and RSS are different measures."
+HOW = (
+    "Time: median step over an epoch, with its refreshes; whiskers: quartiles of the steps. "
+    "Live tensors and RSS are different measures."
+)
 
 
 def cost_pages(costs: pd.DataFrame, styles: dict[str, Style]) -> list[Figure]:

@@ -112,6 +112,19 @@ def test_costs_are_ratios_step_by_step():
     assert uneven.verdict == UNDECIDED and "not paired" in uneven.text
 
 
+def test_a_step_bears_its_share_of_the_refreshes():
+    refreshing = costs(STEPS)
+    refreshing.costs["refresh_seconds"], refreshing.costs["refresh_every"] = (
+        [np.nan, 60.0, np.nan],
+        [np.nan, 20, np.nan],
+    )
+    ratio = np.exp(np.log((np.array(STEPS[1]) + 3) / np.array(STEPS[0])).mean())
+    (found,) = cost_findings({**COST, "of": "time", "ratio": 0.6}, refreshing, {})
+    assert (
+        found.verdict == CONTRADICTED and f"time {ratio:.2f} " in found.text and "share of the refreshes" in found.text
+    )
+
+
 def test_memory_is_counted_and_what_is_stale_enters_no_ratio():
     both = {**COST, "others": ["full", "lora"], "of": "memory", "ratio": 0.6}
     assert [f.verdict for f in cost_findings(both, costs(STEPS), {})] == [SUPPORTED, CONTRADICTED]
