@@ -27,7 +27,7 @@ MIB = 2**20
 
 
 def quality(scores: Sequence[ScoreRow], costs: Sequence[CostRow], look: dict[str, Style]) -> list[dict]:
-    """Score against step time, and against peak memory, of one benchmark and model each; where costs are known."""
+    """Score against training time, and against peak memory, of one benchmark and model each; where costs are known."""
     by_place = {(row.model, row.corpus, row.variant): row for row in costs if row.status == "ok" and not row.why}
     elsewhere = {(row.model, row.variant): row for row in by_place.values()}
     figures = []
@@ -36,13 +36,13 @@ def quality(scores: Sequence[ScoreRow], costs: Sequence[CostRow], look: dict[str
         pairs = [(row, cost) for row, cost in pairs if cost and row.mean is not None]
         if len(pairs) < 2:
             continue
-        for what, unit in (("step", "seconds a step"), ("peak", "live tensors at the peak, MiB")):
+        for what, unit in (("whole", "seconds of a training"), ("peak", "live tensors at the peak, MiB")):
             figure = _empty(unit, rows[0].metric)
             for row, cost in pairs:
                 value = getattr(cost, what)
                 if value:
                     figure.add_trace(_dot(row, value / (MIB if what == "peak" else 1), look[row.variant]))
-            title = f"{benchmark}, {model}: against {'time' if what == 'step' else 'memory'}"
+            title = f"{benchmark}, {model}: against {'time' if what == 'whole' else 'memory'}"
             figures.append(_described(title, figure))
     return figures
 
@@ -63,7 +63,7 @@ def differences(scores: Sequence[ScoreRow], look: dict[str, Style]) -> list[dict
             figure.add_scatter(x=[found["difference"]], y=[row.method], error_x=error, name=row.method, mode="markers",
                                marker=_marker(look[row.variant]), hovertemplate=text + "<extra></extra>")  # fmt: skip
         figure.add_vline(x=0, line_width=1, line_color="#888888")
-        figure.update_layout(showlegend=False, height=110 + 28 * len(rows))
+        figure.update_layout(showlegend=False, height=134 + 28 * len(rows))
         figures.append(_described(f"{benchmark}, {model}", figure))
     return figures
 
@@ -152,9 +152,10 @@ def _empty(x: str, y: str) -> go.Figure:
         "automargin": True,
     }
     figure.update_layout(
-        template="none", height=420, margin={"l": 60, "r": 16, "t": 16, "b": 52}, font={"size": 13},
+        template="none", height=444, margin={"l": 60, "r": 16, "t": 40, "b": 52}, font={"size": 13},
         paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", hovermode="closest",
         xaxis={"title": x, **axis}, yaxis={"title": y, **axis}, legend={"font": {"size": 12}},
+        modebar={"bgcolor": "rgba(0,0,0,0)", "color": "#57606a", "activecolor": "#0a58a8"},
     )  # fmt: skip
     return figure
 

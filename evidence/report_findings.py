@@ -65,8 +65,8 @@ def what_to_use(scores: Sequence[ScoreRow], costs: Sequence[CostRow]) -> str:
         )
     cheapest = min(paces, key=lambda method: paces[method])
     return (
-        f"{cheapest}: of the methods that are among the best in all of {where} ({listed}), its step is the shortest, "
-        f"{paces[cheapest]:.2f} of the longest of all methods'." + thin
+        f"{cheapest}: of the methods that are among the best in all of {where} ({listed}), its training is the fastest, "
+        f"{paces[cheapest]:.2f} of the slowest's time." + thin
     )
 
 
@@ -92,8 +92,8 @@ def how_sure(scores: Sequence[ScoreRow]) -> str:
 
 
 def what_it_costs(costs: Sequence[CostRow]) -> str:
-    """Shortest step and least memory against full fine-tuning, medians over models and corpora."""
-    fine = [row for row in costs if row.status == "ok" and not row.why and row.step]
+    """Fastest training and least memory against full fine-tuning, medians over models and corpora."""
+    fine = [row for row in costs if row.status == "ok" and not row.why and row.whole]
     if not fine:
         return "Time and memory were not measured in this suite (stage cost)."
     ratios: dict[str, list[tuple[float, float | None]]] = {}
@@ -101,21 +101,21 @@ def what_it_costs(costs: Sequence[CostRow]) -> str:
         full = next((f for f in fine if (f.model, f.corpus) == (row.model, row.corpus) and f.variant == "full"), None)
         if full and row is not full:
             memory = row.peak / full.peak if row.peak and full.peak else None
-            ratios.setdefault(row.method, []).append((row.step / full.step, memory))
+            ratios.setdefault(row.method, []).append((row.whole / full.whole, memory))
     if not ratios:
-        quick = min(fine, key=lambda row: row.step)
-        shortest = f"{quick.method}'s, {quick.step:.3g} s on {quick.model_label}"
-        return f"The shortest step is {shortest}; full fine-tuning was not measured."
+        quick = min(fine, key=lambda row: row.whole)
+        fastest = f"{quick.method}'s, {quick.whole:.3g} s on {quick.model_label}"
+        return f"The fastest training is {fastest}; full fine-tuning was not measured."
     times = {method: median(t for t, _ in found) for method, found in ratios.items()}
     sizes = {m: median(s) for m, found in ratios.items() if (s := [size for _, size in found if size])}
     quick = min(times, key=lambda method: times[method])
-    text = f"{quick} has the shortest step, {times[quick]:.2f} of full fine-tuning's"
+    text = f"{quick} trains fastest, in {times[quick]:.2f} of full fine-tuning's time"
     if sizes:
         small = min(sizes, key=lambda method: sizes[method])
         text += (
             f", and {small} needs the least memory, {sizes[small]:.2f} of its live tensors"
             if small != quick
-            else f", and the least memory, {sizes[quick]:.2f} of its live tensors"
+            else f", and needs the least memory, {sizes[quick]:.2f} of its live tensors"
         )
     settings = len({(row.model, row.corpus) for row in fine})
     return text + f" (median over {_count(settings, 'model and corpus', 'models and corpora')})."
@@ -173,12 +173,12 @@ def _contests(scores: Sequence[ScoreRow]) -> list[list[ScoreRow]]:
 
 
 def _pace(costs: Sequence[CostRow], method: str) -> float | None:
-    """A method's step over the longest step of its model and corpus, the median over these."""
+    """A method's training over the slowest of its model and corpus, the median over these."""
     found = []
-    fine = [row for row in costs if row.status == "ok" and not row.why and row.step]
+    fine = [row for row in costs if row.status == "ok" and not row.why and row.whole]
     for row in fine:
         if row.method == method:
-            found.append(row.step / max(o.step for o in fine if (o.model, o.corpus) == (row.model, row.corpus)))
+            found.append(row.whole / max(o.whole for o in fine if (o.model, o.corpus) == (row.model, row.corpus)))
     return median(found) if found else None
 
 
