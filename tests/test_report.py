@@ -68,6 +68,10 @@ def test_every_link_leads_to_a_file_and_a_place_in_it(results):
             assert not place or place in pages[file].ids, f"{path}: {link}"
 
 
+def test_full_fine_tuning_trains_100_percent(results):
+    assert any("(100 %)" in text for text in Page(results / "report" / "index.html").text)
+
+
 def test_what_failed_is_stale_or_of_another_stack_stands_in_the_rows_and_in_no_average(results):
     rows = {(r.corpus, r.model, r.variant): r for r in score_rows(Collected(results / "collected"))}
     oom, diverged = rows["snippets", "tiny-llama", "dora"], rows["arithmetic", "tiny-llama", "lora"]
