@@ -36,6 +36,8 @@ TOTAL = 1 << 20  # steps of the training that is counted: no warm-up of a method
 BEFORE, FORWARD, BLOCKS, FIRST, AFTER = "before", "forward", "blocks", "first", "after"
 """Parts of a step: ``before_step``; forward passes, the loss and the backward pass down to the last block; the backward
 pass of all blocks but the first; of the first block and what lies under it; everything after the last backward pass."""
+END = "end"
+"""A moment: the last backward pass has ended, and the method has not yet seen its gradients, which it may free."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class Counts:
     head: int
     total: int
     peaks: dict[str, Level]  # of each part
-    levels: dict[str, Level]  # at the last beginning of each part
+    levels: dict[str, Level]  # at the last beginning of each part, and at END
     note: str = ""
 
 
@@ -265,6 +267,7 @@ def _parts(trainer: Trainer, live: PartedTensors, batches: int, gradients: list[
         live.begin(FORWARD)
 
     def after_micro_batch(model, step):
+        live.levels[END] = Level(live.now, live.gradient_bytes())
         after_micro(model, step)
         if step.micro_batch < batches - 1:
             live.begin(FORWARD)

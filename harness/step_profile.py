@@ -22,6 +22,7 @@ from harness.counted_step import (
     AFTER,
     BEFORE,
     BLOCKS,
+    END,
     FIRST,
     FORWARD,
     Counts,
@@ -194,7 +195,7 @@ def extrapolated(one: Counts, two: Counts, blocks: int) -> Profile:
 def _peaks(one: Counts, two: Counts, blocks: int) -> list[Level]:
     """The peak of each part. Within the blocks' backward pass it falls by what each kept and rises by its gradients, so
     it is highest at one of the two ends."""
-    start, kept, end = (_slope(one.levels, two.levels, part) for part in (BEFORE, BLOCKS, AFTER))
+    start, kept, end = (_slope(one.levels, two.levels, part) for part in (BEFORE, BLOCKS, END))
     return [
         _grown(one.peaks[FORWARD], kept, blocks - 1),
         *(_grown(two.peaks[BLOCKS], slope, blocks - 2) for slope in (kept, end)),
