@@ -116,6 +116,15 @@ def test_one_and_two_blocks_tell_of_all(method, model, labels, shape):
             assert found.memory(False)[kind] == pytest.approx(size, rel=0.02), kind
 
 
+@pytest.mark.slow
+def test_the_peak_holds_gradients_that_a_method_frees_after_it():
+    """GaLore projects and frees each gradient once the backward pass has ended, so there all of them are alive."""
+    asked, shape = subject("galore", {"rank": 32}, "smollm2-135m"), Shape(2, 16, 8)
+    whole, found = count(asked, None, shape, 1), step_profile.profile(asked, shape, 1).memory(False)
+    for kind, size in extrapolated(whole, whole, 1).memory(False).items():
+        assert found[kind] == pytest.approx(size, rel=0.02), kind
+
+
 def test_supervised_positions_alone_need_no_second_count_of_two_blocks():
     asked = subject("lora", {"rank": 2})
     step_profile.profile(asked, Shape(2, 10, 4), 1)
