@@ -96,9 +96,8 @@ def _of_steps(one: dict, base: dict) -> tuple[str, float, float, float]:
         return f"medians of {len(steps)} and {len(others)} steps{refreshed}, not paired", ratio, 0.0, math.inf
     logs = [math.log((a + share) / (b + beside)) for a, b in zip(steps, others, strict=True)]
     found = over_seeds(logs, CONFIDENCE)
-    return f"{found.n} steps of the same batches{refreshed}", *(
-        math.exp(x) for x in (found.value, found.low, found.high)
-    )
+    value, low, high = (math.exp(log) for log in (found.value, found.low, found.high))
+    return f"{found.n} steps of the same batches{refreshed}", value, low, high
 
 
 def _refresh_share(row: dict) -> float:

@@ -36,14 +36,15 @@ def quality(scores: Sequence[ScoreRow], costs: Sequence[CostRow], look: dict[str
         pairs = [(row, cost) for row, cost in pairs if cost and row.mean is not None]
         if len(pairs) < 2:
             continue
-        for what, unit in (("whole", "seconds of a training"), ("peak", "live tensors at the peak, MiB")):
-            figure = _empty(unit, rows[0].metric)
+        for against, what, unit, label in (
+            ("time", "whole", 1, "seconds of a training"),
+            ("memory", "peak", MIB, "live tensors at the peak, MiB"),
+        ):
+            figure = _empty(label, rows[0].metric)
             for row, cost in pairs:
-                value = getattr(cost, what)
-                if value:
-                    figure.add_trace(_dot(row, value / (MIB if what == "peak" else 1), look[row.variant]))
-            title = f"{benchmark}, {model}: against {'time' if what == 'whole' else 'memory'}"
-            figures.append(_described(title, figure))
+                if value := getattr(cost, what):
+                    figure.add_trace(_dot(row, value / unit, look[row.variant]))
+            figures.append(_described(f"{benchmark}, {model}: against {against}", figure))
     return figures
 
 
