@@ -185,6 +185,7 @@ class SMT(Method):
             return None
         if step.index + 1 < self.warmup_steps:
             return None
+        model.zero_grad(set_to_none=True)  # nobody reads them any more; choosing needs room
         with step.clock("selection"):
             self._select(model)
         model.requires_grad_(False)

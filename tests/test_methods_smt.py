@@ -273,6 +273,20 @@ def test_the_blocks_start_without_momentum_and_momentum_kept_is_caught():
     assert first_step_error(carry=True) > RATE / 10
 
 
+def test_the_choice_is_made_when_no_gradient_takes_memory_any_more(monkeypatch):
+    net, method = built()
+    select, alive = method._select, []
+
+    def noting(model):
+        alive.append([name for name, p in model.named_parameters() if p.grad is not None])
+        select(model)
+
+    monkeypatch.setattr(method, "_select", noting)
+    optimizer = one_step(net, method, method.optimizer(net), 0)
+    one_step(net, method, optimizer, 1)
+    assert alive == [[]]
+
+
 def test_the_lowest_layer_is_that_of_the_lowest_block():
     net, method, _ = warmed(density=0.07)  # one block; q counts as layer 0, v as layer 1
     assert len(net.smt.chosen) == 1 and method.facts(net)["lowest_layer"] == int(net.smt.chosen[0] >= 6)
