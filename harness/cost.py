@@ -190,12 +190,16 @@ def _memory(setup, logits) -> dict[str, int]:
 
 
 def _shapes(setup, first: int, timed: int, followed: int) -> dict:
-    """[rows, padded length, targets] of each micro-batch of the timed steps and of the one followed for memory: what
-    ``harness.plan`` compares itself with."""
+    """[rows, padded length, targets, whether anything is padding] of each micro-batch of the timed steps and of the one
+    followed for memory: what ``harness.plan`` compares itself with."""
 
-    def step(number: int) -> list[list[int]]:
-        inputs = [(batch, next(iter(batch.inputs.values()))) for batch in setup.micro_batches(number)]
-        return [[len(x), x.shape[1] if x.ndim == 2 else 1, batch.tokens] for batch, x in inputs]
+    def shape(batch) -> list:
+        first, mask = next(iter(batch.inputs.values())), batch.inputs.get("attention_mask")
+        length = first.shape[1] if first.ndim == 2 else 1
+        return [len(first), length, batch.tokens, mask is not None and not bool(mask.all())]
+
+    def step(number: int) -> list[list]:
+        return [shape(batch) for batch in setup.micro_batches(number)]
 
     return {
         "timed": [step(number) for number in range(first, first + timed)],

@@ -15,10 +15,12 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from transformers import masking_utils
 
 from harness import models
 from harness.data import MicroBatch
@@ -42,11 +44,13 @@ END = "end"
 
 @dataclass(frozen=True)
 class Shape:
-    """A micro-batch: rows, tokens of a row with padding, and how many of all its positions have a target."""
+    """A micro-batch: rows, tokens of a row with padding, how many of all its positions have a target, and whether any
+    position is padding: where none is, transformers' models make no mask, and attention keeps none."""
 
     rows: int
     length: int
     supervised: int
+    padded: bool = True
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,7 @@ def count(subject: Subject, blocks: int | None, shape: Shape, micro_batches: int
 def _count(subject: Subject, blocks: int | None, shape: Shape, micro_batches: int, start: int) -> Counts:
     model, method = _attached(subject, blocks)
     protocol = {**PROTOCOL, "precision": subject.precision}
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with FakeTensorMode(allow_non_fake_inputs=True), _unpacked_rows():
         make_fake(model)
         if subject.checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
@@ -141,6 +145,11 @@ def _count(subject: Subject, blocks: int | None, shape: Shape, micro_batches: in
         peaks=later.live.peaks,
         levels=later.live.levels,
     )
+
+
+def _unpacked_rows() -> contextlib.AbstractContextManager:
+    """Rows are never packed; without a mask transformers looks at position ids for that, and fake ones tell nothing."""
+    return mock.patch.object(masking_utils, "find_packed_sequence_indices", lambda position_ids: None)
 
 
 def _attached(subject: Subject, blocks: int | None) -> tuple[nn.Module, Any]:
@@ -185,7 +194,7 @@ def _whole(model: str, labels: int | None) -> nn.Module:
 
 
 def _micro_batch(model: nn.Module, shape: Shape) -> MicroBatch:
-    """Fake rows of this shape, with padding: what a mask hides changes no shape."""
+    """Fake rows of this shape; what a mask hides changes no shape."""
     kind = models.kind(model)
     labels = torch.zeros(shape.rows, dtype=torch.long)
     if kind == "image":
@@ -193,7 +202,7 @@ def _micro_batch(model: nn.Module, shape: Shape) -> MicroBatch:
         pixels = torch.zeros(shape.rows, channels, side, side)
         return MicroBatch({"pixel_values": pixels}, None, labels, shape.rows, shape.rows)
     ids = torch.zeros(shape.rows, shape.length, dtype=torch.long)
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)} if shape.padded else {"input_ids": ids}
     tokens = shape.rows * shape.length
     if kind == "encoder":
         if getattr(model.config, "type_vocab_size", 0) > 1:

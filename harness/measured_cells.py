@@ -36,7 +36,7 @@ class Timed:
 
     @property
     def largest(self) -> tuple[Shape, int]:
-        return max(self.followed, key=lambda s: (s.rows * s.length, s.supervised)), len(self.followed)
+        return max(self.followed, key=lambda s: (s.rows * s.length, s.padded, s.supervised)), len(self.followed)
 
     @property
     def requests(self) -> list[tuple]:

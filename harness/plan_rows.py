@@ -104,7 +104,7 @@ def _from_rows(found: Lengths, protocol: dict, seed: int) -> Batches:
         micro_batches=len(every) / len(seen),
         tokens=tokens,
         typical=mean_shape(every),
-        largest=max(every, key=lambda shape: (shape.rows * shape.length, shape.supervised)),
+        largest=max(every, key=lambda shape: (shape.rows * shape.length, shape.padded, shape.supervised)),
     )
 
 
@@ -117,15 +117,24 @@ def shapes(found: Lengths, rows: Sequence[int], protocol: dict) -> list[Shape]:
     size = protocol["micro_batch_size"]
     rows = sorted(rows, key=lambda i: -found.rows[i])
     parts = [rows[i : i + size] for i in range(0, len(rows), size)]
-    return [Shape(len(part), found.rows[part[0]], sum(found.supervised[i] for i in part)) for part in parts]
+    return [
+        Shape(
+            len(part),
+            found.rows[part[0]],
+            sum(found.supervised[i] for i in part),
+            padded=found.rows[part[-1]] < found.rows[part[0]],
+        )
+        for part in parts
+    ]
 
 
 def mean_shape(every: Sequence[Shape]) -> Shape:
-    """A micro-batch as large as these on average, in whole rows and tokens."""
+    """A micro-batch as large as these on average, in whole rows and tokens, with padding if most have some."""
     rows = max(1, round(statistics.mean(shape.rows for shape in every)))
     padded = statistics.mean(shape.rows * shape.length for shape in every)
     supervised = statistics.mean(shape.supervised for shape in every)
-    return Shape(rows, max(1, round(padded / rows)), max(1, round(supervised)))
+    most = statistics.mean(shape.padded for shape in every) > 0.5
+    return Shape(rows, max(1, round(padded / rows)), max(1, round(supervised)), most)
 
 
 # --------------------------------------------------------------------------- without rows

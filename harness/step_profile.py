@@ -157,12 +157,12 @@ _count = functools.cache(count)
 
 
 @functools.cache
-def _known_shapes(subject: Subject, rows: int, length: int, micro_batches: int) -> list[Shape]:
+def _known_shapes(subject: Subject, rows: int, length: int, padded: bool, micro_batches: int) -> list[Shape]:
     return []
 
 
 def _known(subject: Subject, shape: Shape, micro_batches: int) -> list[Shape]:
-    return _known_shapes(subject, shape.rows, shape.length, micro_batches)
+    return _known_shapes(subject, shape.rows, shape.length, shape.padded, micro_batches)
 
 
 def _above_changed(two: Counts, one: Counts, changed: Counts) -> Counts:
