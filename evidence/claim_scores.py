@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 
 AT_FLOOR = "all averages lie within noise of the floor, and no number of seeds would decide"
+NO_SPREAD = "every item gives the same difference, which says nothing of other items"
 
 
 def score_findings(claim: dict, found: list[Panel], fields: dict[str, dict[str, Any]]) -> list[Finding]:
@@ -61,6 +62,8 @@ def _equal(panel: Panel, model: str, other: str, arrays: tuple, margin: float, a
     d = found.difference
     if d.seeds < LEAST_SEEDS:
         return Finding(UNDECIDED, f"{text}; {LEAST_SEEDS} seeds or more would be needed")
+    if not d.error:
+        return Finding(UNDECIDED, f"{text}; {NO_SPREAD}")
     if verdict == UNDECIDED and abs(d.value) != margin:
         seeds = seeds_to_decide(d.seeds, d.error, margin - abs(d.value), 1 - 2 * alpha)
         text += f"; at least {seeds} seeds of {d.items} items would decide"
@@ -71,13 +74,16 @@ def _finding(panel: Panel, model: str, against: str, d: Difference, bar: float, 
     sign = -1 if panel.first("lower_is_better", False) else 1
     value, (low, high) = sign * d.value, sorted((sign * d.low, sign * d.high))
     verdict = side(low, high, bar)
-    text = f"{panel.label}, {model}: {value:+.2f} [{low:+.2f}, {high:+.2f}]{against}, {d.seeds} seeds, {d.items} items"
+    interval = f" [{low:+.2f}, {high:+.2f}]" if d.error else ""
+    text = f"{panel.label}, {model}: {value:+.2f}{interval}{against}, {d.seeds} seeds, {d.items} items"
     if panel.unresolved(model):
         return Finding(UNDECIDED, f"{text}; {AT_FLOOR}")
+    if not d.error:
+        return Finding(UNDECIDED, f"{text}; {NO_SPREAD}")
     if d.seeds < LEAST_SEEDS:
         text += ", items only"
         verdict = UNDECIDED  # another seed might have it otherwise
-    if verdict == UNDECIDED and d.error and value != bar:
+    if verdict == UNDECIDED and value != bar:
         seeds = seeds_to_decide(d.seeds, d.error, value - bar, confidence)
         text += f"; at least {seeds} seeds of {d.items} items would decide"
     return Finding(verdict, text)

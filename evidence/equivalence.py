@@ -51,6 +51,7 @@ class Equivalence:
         d = self.difference
         p = "< 0.001" if self.p < 0.001 else f"{self.p:.3f}"
         interval = f"{100 * (1 - 2 * self.alpha):.3g} % [{self.low:+.{digits}f}, {self.high:+.{digits}f}]"
+        interval = interval if d.error else "no interval"
         of = f"difference {d.value:+.{digits}f}, {interval}"
         counted = f"{d.seeds} seed{'s' * (d.seeds > 1)}, {d.items} items, {d.kind}"
         bound = f"by more than {self.margin:g}" if self.verdict == DIFFERENT else f"within ±{self.margin:g}"
@@ -86,6 +87,6 @@ def _not_beyond(found: Difference, value: float, margin: float) -> float:
     """p of the one-sided test whose hypothesis is: ``value`` is truly at or above ``margin``."""
     distance = margin - value
     if found.error == 0:
-        return float(distance <= 0)
+        return 1.0
     p = tail(abs(distance) / found.error, found.between, found.df, found.error**2 - found.between, found.items - 1)
     return p if distance > 0 else 1 - p

@@ -28,7 +28,11 @@ LEAST_SEEDS = 3  # for an interval that covers the choice of seeds
 
 @dataclass(frozen=True)
 class Difference:
-    """``value`` (first less second), its standard error, interval and two-sided p; ``kind``: what the interval covers."""
+    """``value`` (first less second), its standard error, interval and two-sided p; ``kind``: what the interval covers.
+
+    Where every item gives the same difference, as where both methods answer all alike, such a sample cannot say how far
+    others would lie apart: the error is 0, ``kind`` "no spread", there is no interval (NaN), and p is 1.
+    """
 
     value: float
     error: float
@@ -72,7 +76,7 @@ def paired_difference(
     between = between if whole else 0.0
     error = math.sqrt(between + rest)
     if error == 0:
-        return Difference(value, 0.0, value, value, float(value == 0), math.nan, "no spread", seeds, items)
+        return Difference(value, 0.0, math.nan, math.nan, 1.0, math.nan, "no spread", seeds, items)
     critical = cochran((1 - confidence) / 2, between, df, rest, items - 1)
     kind = "seeds and items" if whole else "items only"
     p = 2 * tail(abs(value) / error, between, df, rest, items - 1)
@@ -144,10 +148,11 @@ def pooled_seed_variance(pairs: list[np.ndarray]) -> tuple[float, float]:
 
 
 def detectable(found: Difference, power: float = 0.8) -> float:
-    """The smallest true difference that a test like ``found`` calls one with that power: error x (critical + z)."""
+    """The smallest true difference that a test like ``found`` calls one with that power: error x (critical + z); NaN
+    without an interval."""
     from scipy.stats import norm
 
-    return found.error * (found.critical + float(norm.ppf(power))) if found.error else 0.0
+    return found.error * (found.critical + float(norm.ppf(power)))
 
 
 def holm(p: list[float]) -> list[float]:

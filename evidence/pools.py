@@ -83,6 +83,7 @@ class Panel:
     metric: str
     facts: pd.DataFrame  # rows of `runs` that the panel was made from
     pools: dict[tuple[str, str], Pool] = field(default_factory=dict)
+    floors: dict[str, float] = field(default_factory=dict)  # by model
 
     @property
     def label(self) -> str:
@@ -101,7 +102,7 @@ class Panel:
         return "" if not values else f"{values[0]:,}" + (f" to {values[-1]:,}" if len(values) > 1 else "")
 
     def unresolved(self, model: str) -> bool:
-        """Is every average of this model within noise of the metric's floor?"""
+        """Is every average of this model within noise of its floor: the metric's, or that of the commonest class?"""
         known = [p.at_floor for (v, m), p in self.pools.items() if m == model and v != "majority" and p.used]
         return bool(known) and all(state is True for state in known)
 
@@ -121,12 +122,27 @@ def panels(collected: Collected, reference: bool = True, also: Sequence[str] = (
         for metric in named["metric"].unique() if len(named) else [""]:
             panel = Panel(corpus, evaluation, metric, rows[(rows["metric"] == metric) | (rows["status"] != "ok")])
             formula = _formula(panel.facts)
-            panel.pools = {cell: _pool(seeds, metric, items, formula) for cell, seeds in cells.items()}
+            panel.floors = _floors(panel.facts)
+            panel.pools = {
+                cell: _pool(seeds, metric, items, formula, panel.floors.get(cell[1])) for cell, seeds in cells.items()
+            }
             found.append(panel)
     return found
 
 
-def _pool(seeds: dict[int, list[dict]], metric: str, items: dict, formula: Formula | None) -> Pool:
+def _floors(facts: pd.DataFrame) -> dict[str, float]:
+    """By model, the score that says nothing: the metric's floor, or that of always answering the commonest class."""
+    ended = facts[facts["status"] == "ok"]
+    baseline = ended[(ended["variant"] == "majority") & ~ended["lower_is_better"].isin([True])]
+    told = [*zip(ended["model"], ended["floor"], strict=True), *zip(baseline["model"], baseline["value"], strict=True)]
+    floors: dict[str, float] = {}
+    for model, floor in told:
+        if _known(floor):
+            floors[model] = max(float(floor), floors.get(model, -math.inf))
+    return floors
+
+
+def _pool(seeds: dict[int, list[dict]], metric: str, items: dict, formula: Formula | None, floor: float | None) -> Pool:
     """``seeds``: rows of one variant on one (model, corpus, eval), all metrics, by seed."""
     runs, rows = [], {}
     for seed, of_seed in sorted(seeds.items()):
@@ -146,8 +162,8 @@ def _pool(seeds: dict[int, list[dict]], metric: str, items: dict, formula: Formu
     mark = "".join(dict.fromkeys("".join(run.mark for run in used)))
     n_items = counts.pop() if len(counts) == 1 else None
     values = _item_values(stacked, formula)
-    floor = _at_floor(chosen, average.mean, error)
-    return Pool(runs, average, interval, tuple(run.seed for run in used), mark, n_items, floor, values)
+    sunk = _at_floor(chosen, floor, average.mean, error)
+    return Pool(runs, average, interval, tuple(run.seed for run in used), mark, n_items, sunk, values)
 
 
 def on_shared_seeds(one: Pool, other: Pool) -> tuple[np.ndarray, np.ndarray] | None:
@@ -217,15 +233,14 @@ def _item_values(stacked: tuple | None, formula: Formula | None) -> ItemValues |
     return ItemValues(formula.scale * (above if below is None else linearised(above, below)), names)
 
 
-def _at_floor(rows: list[dict], mean: float, error: float) -> bool | None:
-    """What the eval says of its own floor, else whether the mean is within noise of the declared one."""
+def _at_floor(rows: list[dict], floor: float | None, mean: float, error: float) -> bool | None:
+    """What the eval says of its own floor, else whether the mean is within noise of ``floor``."""
     said = [row["at_floor"] for row in rows if _known(row["at_floor"])]
     if said and all(said):
         return True
-    floors = [float(row["floor"]) for row in rows if _known(row["floor"])]
-    if not floors or math.isnan(mean):
+    if floor is None or math.isnan(mean):
         return False if said else None
-    return mean <= floors[0] if math.isnan(error) else stats.near_floor(mean, floors[0], error)
+    return mean <= floor if math.isnan(error) else stats.near_floor(mean, floor, error)
 
 
 def _by_run(items: pd.DataFrame) -> dict[tuple, pd.DataFrame]:

@@ -58,8 +58,10 @@ def differences(scores: Sequence[ScoreRow], look: dict[str, Style]) -> list[dict
         figure = _empty(f"difference to the reference, {rows[0].metric}", "")
         for row in reversed(rows):
             found = row.difference
-            error = {"type": "data", "symmetric": False, "array": [found["high"] - found["difference"]],
-                     "arrayminus": [found["difference"] - found["low"]]}  # fmt: skip
+            error = None
+            if found["error"]:
+                error = {"type": "data", "symmetric": False, "array": [found["high"] - found["difference"]],
+                         "arrayminus": [found["difference"] - found["low"]]}  # fmt: skip
             text = f"{difference_text(row)}, {found['seeds']} seeds x {found['items']} items, {found['covers']}"
             figure.add_scatter(x=[found["difference"]], y=[row.method], error_x=error, name=row.method, mode="markers",
                                marker=_marker(look[row.variant]), hovertemplate=text + "<extra></extra>")  # fmt: skip

@@ -94,7 +94,10 @@ def _doubts(found: Sequence[Panel], pools: Sequence[Pool]) -> list[str]:
     """What is missing, stale, at the floor, from another machine, given away, made up or a stand-in."""
     lines = []
     if any(panel.unresolved(model) for panel in found for _, model in panel.pools):
-        lines.append(f"{UNRESOLVED.capitalize()}: every average lies within noise of the metric's floor.")
+        lines.append(
+            f"{UNRESOLVED.capitalize()}: every average lies within noise of the metric's floor, or of always answering the "
+            "commonest class."
+        )
     every = [run for pool in pools for run in pool.runs]
     if waiting := sum(run.status == "missing" for run in every):
         lines.append(f"Missing: {waiting} of {len(every)} numbers are not there (yet).")

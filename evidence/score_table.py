@@ -58,12 +58,13 @@ def score_table(
 
 
 def _floor_row(panel: Panel, models: Sequence[str], subheads: Sequence[str]) -> list[list[str]]:
-    """A row that says which models' columns cannot be told from the metric's floor; none where all can."""
-    texts = [UNRESOLVED if panel.unresolved(model) else "" for model in models]
-    if not any(texts):
+    """A row that says which models' columns cannot be told from their floor; none where all can."""
+    sunk = [model for model in models if panel.unresolved(model)]
+    if not sunk:
         return []
-    floor = float(panel.first("floor", 0.0))
-    return [[f"(floor {floor:g})", *(text if head == "average" else "" for text in texts for head in subheads)]]
+    texts = [UNRESOLVED if model in sunk else "" for model in models]
+    floor = max((panel.floors[model] for model in sunk if model in panel.floors), default=0.0)
+    return [[f"(floor {floor:.4g})", *(text if head == "average" else "" for text in texts for head in subheads)]]
 
 
 def describe(panel: Panel) -> list[str]:

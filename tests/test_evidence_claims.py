@@ -188,6 +188,14 @@ def test_what_lies_at_the_floor_decides_nothing():
     assert [f.verdict for f in findings] == [UNDECIDED] and "within noise of the floor" in findings[0].text
 
 
+@pytest.mark.parametrize("kind", ["within", "above", "equal"])
+def test_methods_that_answer_every_item_alike_decide_nothing(kind):
+    claim = {"kind": kind, "id": "x", "method": "hybrid", "others": ["full"], "margin": 2.0}
+    (finding,) = score_findings(claim, [panel(hybrid=pool(0), full=pool(0))], {})
+    assert finding.verdict == UNDECIDED and "every item gives the same difference" in finding.text
+    assert "nan" not in finding.text
+
+
 def test_equal_means_within_the_margin_on_both_sides():
     claim = {"kind": "equal", "method": "hybrid", "others": ["full"], "margin": 2.0}
     assert verdict(claim, panel(hybrid=pool(0.5), full=pool(0, noise=0.3))) == SUPPORTED
@@ -202,8 +210,8 @@ def test_equal_means_within_the_margin_on_both_sides():
     assert all("95 % [" in finding.text for finding in several)  # two comparisons: each at 0.025
 
 
-def test_two_equal_seeds_decide_nothing_either():
-    two = panel(hybrid=pool(0, 2), full=pool(0, 2))
+def test_two_seeds_decide_nothing_either():
+    two = panel(hybrid=pool(0, 2), full=pool(0, 2, noise=0.01))
     (finding,) = score_findings({"id": "x", **WITHIN}, [two], {})
     assert finding.verdict == UNDECIDED and "items only" in finding.text
 

@@ -79,8 +79,8 @@ def test_other_inputs_are_refused(first, second, message):
 
 def test_without_any_spread_there_is_no_interval():
     found = paired.paired_difference(np.ones((3, 4)), np.zeros((3, 4)))
-    assert (found.kind, found.low, found.high, found.p) == ("no spread", 1.0, 1.0, 0.0)
-    assert paired.detectable(found) == 0
+    assert (found.kind, found.value, found.p) == ("no spread", 1.0, 1.0)
+    assert np.isnan([found.low, found.high, paired.detectable(found)]).all()
 
 
 def test_a_ratio_of_sums_is_the_mean_of_its_linearised_items():

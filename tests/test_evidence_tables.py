@@ -128,6 +128,19 @@ def test_one_method_above_the_floor_makes_the_column_resolvable(copy):
     assert group(recollected(copy), "exact match").rows[-1][0] == "DoRA"
 
 
+def test_what_no_method_lifts_above_the_commonest_class_is_not_resolvable(copy):
+    """The eval's own floor is 0; what always answers one class gets 84."""
+    for folder in (copy / "runs/tiny-llama/headlines/majority").glob("seed*/*"):
+        score = record.read(folder / "score.json")
+        rows = [{**grade, "correct": int(i < 54)} for i, grade in enumerate(read_grades(folder, score))]
+        write_rows(folder / "grades.jsonl.zst", rows)
+        files = {"grades": record.file_entry(folder / "grades.jsonl.zst")}
+        metrics = {**score["metrics"], "accuracy": 100 * 54 / len(rows)}
+        record.write(folder / "score.json", {**score, "files": files, "metrics": metrics})
+    last = group(recollected(copy), "accuracy").rows[-1]
+    assert last[0] == "(floor 84.38)" and last[2] == "not resolvable at this scale"
+
+
 def test_the_evals_own_word_on_its_floor_counts(copy):
     for path in (copy / "runs/tiny-llama/phrases-en-de").rglob("score.json"):
         record.write(path, {**record.read(path), "at_floor": True, "floors": {"bleu": 0.0}})
