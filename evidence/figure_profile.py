@@ -24,21 +24,23 @@ PROFILE = (
 
 
 def target_pages(works: Sequence[Workload], styles: dict[str, Style]) -> list[Figure]:
-    """Seconds of every run, a panel per (model, corpus)."""
-    return [_page(works[page], styles) for page in pages([_height(work) for work in works])]
+    """Seconds of every run, a panel per (model, corpus) that has a target."""
+    timed, text = [work for work in works if work.seconds], f"{TARGETS}{_without_target(works)}"
+    return [_page(timed[page], styles, text) for page in pages([_height(work) for work in timed])]
 
 
 def profile_pages(works: Sequence[Workload], styles: dict[str, Style]) -> list[Figure]:
-    """One page; none where fewer than two methods share all workloads."""
+    """One page; none where fewer than two methods share all workloads that have a target."""
     import matplotlib.pyplot as plt
     import numpy as np
 
+    without, works = _without_target(works), [work for work in works if work.seconds]
     factors = np.geomspace(1, MOST, 400)
-    shares = profile(list(works), list(styles), factors)
+    shares = profile(works, list(styles), factors)
     if len(shares) < 2:
         return []
     even = np.linspace(1, MOST, 3000)
-    scores = {v: score(even, row) for v, row in profile(list(works), list(styles), even).items()}
+    scores = {v: score(even, row) for v, row in profile(works, list(styles), even).items()}
     figure, axis = plt.subplots(figsize=(PAGE_WIDTH, 4.4), layout="constrained")
     for place, variant in enumerate(sorted(shares, key=lambda v: -scores[v])):
         style, first = styles[variant], int(80 * place / len(shares))  # lines on one another show all their markers
@@ -55,15 +57,20 @@ def profile_pages(works: Sequence[Workload], styles: dict[str, Style]) -> list[F
     figure.legend(loc="outside upper center", ncols=legend_columns(labels), handlelength=2.6)
     seeds = {seed for work in works for row in work.seconds.values() for seed in row}
     count = sum(len({s for row in work.seconds.values() for s in row}) for work in works)
-    footer(figure, PROFILE.format(count, f"{len(works)} x {len(seeds)}", MOST))
+    footer(figure, PROFILE.format(count, f"{len(works)} x {len(seeds)}", MOST) + without)
     return [figure]
+
+
+def _without_target(works: Sequence[Workload]) -> str:
+    left = [work.label for work in works if not work.seconds]
+    return f" No target, as a run of LoRA does not get below its start: {'; '.join(left)}." if left else ""
 
 
 def _height(work: Workload) -> float:
     return 0.75 + 0.19 * len(work.seconds)
 
 
-def _page(works: Sequence[Workload], styles: dict[str, Style]) -> Figure:
+def _page(works: Sequence[Workload], styles: dict[str, Style], text: str) -> Figure:
     import matplotlib.pyplot as plt
 
     heights = [_height(work) for work in works]
@@ -98,5 +105,5 @@ def _page(works: Sequence[Workload], styles: dict[str, Style]) -> Figure:
             f"seconds to a validation loss of {work.target:.3f} nats ({work.validations} validations a run)"
         )
         heading([axis], work.label)
-    footer(figure, TARGETS)
+    footer(figure, text)
     return figure

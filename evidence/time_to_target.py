@@ -1,7 +1,8 @@
 """How long each run trains until its validation loss reaches a target; a run that never does takes infinitely long.
 
 The target of a (model, corpus) is stated, not tuned: the loss that *every* run of the reference (LoRA) has at its end, which
-is the highest of its last validation losses. A run's time is that of the first validation at or below it: preparation, steps,
+is the highest of its last validation losses; where that is not below what its runs start from, there is no target, and the
+workload has no times. A run's time is that of the first validation at or below it: preparation, steps,
 warm-up and refreshes at what the ``cost`` stage measured with the machine to itself, not the seconds of a shared run. The
 grid of validations is the suite's (``validate_every``): no time lies between its points.
 
@@ -29,7 +30,8 @@ MOST = 16.0  # the largest factor that a profile's score integrates to
 
 @dataclass
 class Workload:
-    """One (model, corpus): its target and each variant's seconds by seed; infinite for a miss or a failure."""
+    """One (model, corpus): its target and each variant's seconds by seed, infinite for a miss or a failure; no seconds
+    where there is no target."""
 
     model: str
     corpus: str
@@ -61,16 +63,19 @@ def workloads(collected: Collected) -> list[Workload]:
         own = here[here["variant"] == reference]
         if not len(own) or (model, corpus, reference) not in cost:
             continue
-        last = own.sort_values("step").groupby("seed")["value"].last()
+        by_seed = own.sort_values("step").groupby("seed")["value"]
+        target, start = float(by_seed.last().max()), float(by_seed.first().min())
         label = f"{rows['model_label'].iloc[0]}, {rows['corpus_label'].iloc[0]}"
-        work = Workload(model, corpus, label, float(last.max()), int(own["step"].nunique()))
+        work = Workload(model, corpus, label, target, int(own["step"].nunique()))
+        found.append(work)
+        if target >= start:
+            continue
         for variant, seed in zip(rows["variant"], rows["seed"], strict=True):
             if (model, corpus, variant) in cost:
                 curve = here[(here["variant"] == variant) & (here["seed"] == seed)]
                 step = first_at(curve, work.target)
                 row = cost[model, corpus, variant]
                 work.seconds.setdefault(variant, {})[int(seed)] = math.inf if step is None else seconds_at(row, step)
-        found.append(work)
     return found
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
+import types
 
 import fake_results
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,6 +16,7 @@ from evidence import aggregate, figures, pareto, tables
 from evidence.aggregate import Scores
 from evidence.collected import Collected
 from evidence.figure_pareto import pareto_pages
+from evidence.figure_profile import profile_pages, target_pages
 from evidence.overview import overview_table, overviews
 from evidence.style import styles
 from evidence.time_to_target import Workload, first_at, profile, score, seconds_at, workloads
@@ -150,6 +153,26 @@ def test_workloads_are_those_of_the_records(collected):
             curve = curves[(curves["variant"] == variant) & (curves["seed"] == seed)]
             steps = sorted(curve[curve["value"] <= work.target]["step"])
             assert time == (seconds_at(row.to_dict(), steps[0]) if steps else math.inf)
+
+
+def test_a_reference_that_does_not_get_below_its_start_sets_no_target(collected):
+    curves = collected.curves(["validation_loss"])
+    here = (curves["model"] == "tiny-bert") & (curves["variant"] == "lora") & (curves["seed"] == 1)
+    curves.loc[here & (curves["step"] == curves[here]["step"].max()), "value"] = 9.0
+    beside = types.SimpleNamespace(
+        suite=collected.suite, costs=collected.costs, runs=collected.runs, curves=lambda names: curves
+    )
+    works = workloads(beside)
+    assert {work.model for work in works if work.seconds} == {"tiny-llama"}
+    look = styles(collected.suite["variants"])
+    drawn = [*target_pages(works, look), *profile_pages(works, look)]
+    assert len(drawn) == 2
+    for figure in drawn:
+        footer = " ".join(figure.get_supxlabel().split())
+        (left,) = (work.label for work in works if not work.seconds)
+        assert f"does not get below its start: {left}." in footer
+        assert not any(left in text.get_text() for axis in figure.axes for text in axis.texts)
+        plt.close(figure)
 
 
 # --------------------------------------------------------------------------- table and figures
