@@ -29,6 +29,7 @@ class TranslationEval(Eval):
     """Longest translation."""
 
     headline: ClassVar[str] = "bleu"
+    corpus_level: ClassVar[bool] = True
     units: ClassVar[dict[str, str]] = {
         "bleu": "BLEU",
         "chrf": "chrF++",

@@ -52,6 +52,11 @@ class Glue(Eval):
         return METRICS.get(self.task, ("accuracy",))[0]
 
     @property
+    def corpus_level(self) -> bool:
+        """Correlations are no means over items."""
+        return self.headline != "accuracy"
+
+    @property
     def floors(self) -> dict[str, float]:
         """Chance: equal shares for the classes, no correlation."""
         return {self.headline: 100.0 / len(CLASSES[self.task]) if self.headline == "accuracy" else 0.0}

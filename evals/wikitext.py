@@ -32,6 +32,7 @@ class WikiText(Eval):
     assets: ClassVar[tuple[str, ...]] = ("wikitext-{task}",)
     label: ClassVar[str] = "WikiText-{task}"
     headline: ClassVar[str] = "word_perplexity"
+    corpus_level: ClassVar[bool] = True
     units: ClassVar[dict[str, str]] = {
         "word_perplexity": "per word",
         "byte_perplexity": "per byte",

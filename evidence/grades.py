@@ -2,8 +2,8 @@
 
 A metric that is a mean (accuracy, exact match) or a ratio of sums (nats per token) has an honest interval over items.
 Which one it is need not be declared: the field is accepted only if it reproduces the recorded value, so the search is
-at the same time a check of the record against its grades. A corpus-level metric (BLEU) matches nothing and gets no
-interval here.
+at the same time a check of the record against its grades. A corpus-level headline (BLEU) has a field of its items' parts
+(``harness.score.parts``), whose mean it is; any other metric of that kind matches nothing and gets no interval here.
 """
 
 from __future__ import annotations

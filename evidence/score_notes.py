@@ -77,7 +77,13 @@ def _reading(found: Sequence[Panel], pools: Sequence[Pool], runs: bool) -> list[
         how = ", ".join(text for kind, text in INTERVALS.items() if kind in kinds)
         lines.append(f"Intervals cover the choice of items only, not of seeds: {how}.")
     if any(pool.used and pool.interval is None for pool in pools):
-        lines.append("No interval: the metric is not a mean over items (BLEU and the like).")
+        lines.append("No interval: the metric is not a mean over items.")
+    for panel in found:
+        if any(str(name).endswith("_part") for name in panel.facts["numerator"]):
+            said = str(panel.first("eval_label", panel.eval))
+            lines.append(
+                f"{said}, {panel.metric}: no mean over items; intervals by each item's leave-one-out part (jackknife)."
+            )
     trained = [pool for panel in found for (variant, _), pool in panel.pools.items() if variant not in BASELINES]
     seeds = sorted({run.seed for pool in trained for run in pool.runs})
     if runs and seeds:

@@ -12,7 +12,7 @@ leader is picked on the same data, which favours it a little; tiers therefore de
 A method whose seeds scatter widely is told from nobody, so it may stand above one with a better mean and less scatter.
 
 No tier: baselines, benchmarks where every average is within noise of the floor, methods without a run that may be averaged,
-scores that are no mean over items (BLEU), and methods that share no seed or item with their leader.
+scores that are no mean over items (chrF), and methods that share no seed or item with their leader.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ GRADING = frozenset(
     {
         "grade",
         "aggregate",
+        "corpus_level",
         "majority",
         "version",
         "headline",

@@ -339,7 +339,11 @@ Request = Choices | Generate | Reference
 
 @dataclass
 class Eval:
-    """What is scored. Prompts and extraction follow lm-evaluation-harness's task of the same name where there is one."""
+    """What is scored. Prompts and extraction follow lm-evaluation-harness's task of the same name where there is one.
+
+    A headline that is no mean and no ratio of sums over items (BLEU, a correlation, a perplexity) is told by
+    ``corpus_level = True``: scoring then keeps each item's part of it, for intervals and paired comparisons.
+    """
 
     task: str = ""
 

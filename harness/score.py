@@ -8,7 +8,9 @@ bootstrap can call it again. The ``majority`` row is graded from the training la
 from __future__ import annotations
 
 import argparse
+import json
 import random
+import statistics
 import sys
 import time
 from collections.abc import Sequence
@@ -85,8 +87,12 @@ def score(training: Training, evaluation: str, predictions: Path, folder: Path) 
         metrics = plugin.aggregate(grades)
     except (GradingFailed, SandboxError) as error:
         return {**facts, "status": "error", "reason": str(error)}
+    rows = [{"item": item["id"], **grade} for item, grade in zip(items, grades, strict=True)]
+    if getattr(plugin, "corpus_level", False) and len(rows) > 1:
+        for row, part in zip(rows, parts(plugin, grades), strict=True):
+            row[f"{plugin.headline}_part"] = part
     path = folder / "grades.jsonl.zst"
-    write_rows(path, [{"item": item["id"], **grade} for item, grade in zip(items, grades, strict=True)])
+    write_rows(path, rows)
     return {
         **facts,
         "status": "ok",
@@ -148,6 +154,22 @@ def at_floor(plugin: Eval, grades: Sequence[dict], key: str) -> bool | None:
         plugin.aggregate(generator.choices(grades, k=len(grades))).get(plugin.headline, floor) for _ in range(RESAMPLES)
     )
     return values[int(0.025 * RESAMPLES)] <= floor
+
+
+def parts(plugin: Eval, grades: Sequence[dict]) -> list[float]:
+    """Each item's part of a headline that is no mean over items, such as BLEU; the parts' mean is the headline, to rounding.
+
+    The jackknife's pseudo-values (J. W. Tukey, Ann. Math. Statist. 29, 1958), centred: with n items, t the headline and t_i
+    the one without item i, part_i = t + (n - 1) (mean(t_j) - t_i). Items with equal grades share one t_i.
+    """
+    whole = plugin.aggregate(grades)[plugin.headline]
+    keys, without = [json.dumps(grade, sort_keys=True) for grade in grades], {}
+    for index, key in enumerate(keys):
+        if key not in without:
+            rest = [*grades[:index], *grades[index + 1 :]]
+            without[key] = plugin.aggregate(rest).get(plugin.headline, whole)
+    mean = statistics.fmean(without[key] for key in keys)
+    return [whole + (len(grades) - 1) * (mean - without[key]) for key in keys]
 
 
 def _signatures(plugin: Eval) -> dict:
