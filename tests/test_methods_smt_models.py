@@ -72,17 +72,18 @@ def test_the_new_optimizer_holds_the_blocks_alone_and_the_schedule_starts_anew()
 
 def alive_after_the_selection(warmup, monkeypatch, kept=None):
     """How many tensors of the warm-up's optimizer, of its gradients and of its sums there are, and how many are left."""
-    case, watched, select = Case("smt", "llama", {"warmup_steps": 3, "warmup": warmup}), [], smt.SMT._select
+    case, watched, after_step = Case("smt", "llama", {"warmup_steps": 3, "warmup": warmup}), [], smt.SMT.after_step
 
-    def watch(method, model):
-        states = [value for state in method._optimizer.state.values() for value in state.values()]
-        gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        watched.extend(weakref.ref(t.untyped_storage()) for t in [*states, *gradients, *method._optimizer.sums])
-        if kept is not None:
-            kept.append(method._optimizer)
-        select(method, model)
+    def watch(method, model, step):
+        if step.index == 2:  # the step that ends the warm-up
+            states = [value for state in method._optimizer.state.values() for value in state.values()]
+            gradients = [p.grad for p in model.parameters() if p.grad is not None]
+            watched.extend(weakref.ref(t.untyped_storage()) for t in [*states, *gradients, *method._optimizer.sums])
+            if kept is not None:
+                kept.append(method._optimizer)
+        return after_step(method, model, step)
 
-    monkeypatch.setattr(smt.SMT, "_select", watch)
+    monkeypatch.setattr(smt.SMT, "after_step", watch)
     trainer = case.trainer()
     train(case, trainer, until=3)
     monkeypatch.undo()
