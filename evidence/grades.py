@@ -18,6 +18,7 @@ from pathlib import Path
 from harness.record import digest
 
 GENERIC = ("correct", "gold==predicted", "c")
+PART = "_part"  # how the field of a headline's parts ends
 DENOMINATORS = ("tokens", "n", "words", "bytes", "count", "total", "rated")
 
 
@@ -28,6 +29,11 @@ class Formula:
     numerator: str
     denominator: str = ""
     scale: float = 1.0
+
+    @property
+    def parts(self) -> bool:
+        """Are the items' values parts of a corpus-level headline (``harness.score.parts``), not grades?"""
+        return self.numerator.endswith(PART)
 
 
 def read_grades(folder: Path, score: dict) -> list[dict]:

@@ -205,7 +205,8 @@ def _interval(
         return None, math.nan
     above, below, _ = stacked
     name = "/".join([*(rows[0][name] for name in RUN[:-1]), metric])
-    interval = stats.item_interval(above, below, formula.scale, np.random.default_rng(zlib.crc32(name.encode())))
+    generator = np.random.default_rng(zlib.crc32(name.encode()))
+    interval = stats.item_interval(above, below, formula.scale, generator, formula.parts)
     return interval, stats.standard_error(above, below, formula.scale)
 
 

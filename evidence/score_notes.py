@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from evidence.cells import BASELINES, FAILED
+from evidence.grades import PART
 from evidence.pools import OTHER_STACK, STALE, Panel, Pool
 from evidence.tiers import ITEMS_NOTE, NOTE
 
@@ -77,9 +78,9 @@ def _reading(found: Sequence[Panel], pools: Sequence[Pool], runs: bool) -> list[
         how = ", ".join(text for kind, text in INTERVALS.items() if kind in kinds)
         lines.append(f"Intervals cover the choice of items only, not of seeds: {how}.")
     if any(pool.used and pool.interval is None for pool in pools):
-        lines.append("No interval: the metric is not a mean over items.")
+        lines.append("No interval: the metric is not a mean over items, or all items' parts in it are equal.")
     for panel in found:
-        if any(str(name).endswith("_part") for name in panel.facts["numerator"]):
+        if any(str(name).endswith(PART) for name in panel.facts["numerator"]):
             said = str(panel.first("eval_label", panel.eval))
             lines.append(
                 f"{said}, {panel.metric}: no mean over items; intervals by each item's leave-one-out part (jackknife)."

@@ -88,17 +88,24 @@ def item_bootstrap(
 
 
 def item_interval(
-    numerator: np.ndarray, denominator: np.ndarray | None, scale: float, generator: np.random.Generator
-) -> Interval:
+    numerator: np.ndarray,
+    denominator: np.ndarray | None,
+    scale: float,
+    generator: np.random.Generator,
+    parts: bool = False,
+) -> Interval | None:
     """Wilson's interval where items are right or wrong, else the item bootstrap; times ``scale``.
 
     Arrays are (seeds, items). For several seeds of right-or-wrong items Wilson takes the mean over seeds as the
-    proportion and counts each item once: more runs on the same items are not more items.
+    proportion and counts each item once: more runs on the same items are not more items. ``parts``: of a corpus-level
+    metric, never right or wrong; where they are all equal they do not say how far other items would move it: None.
     """
     import numpy as np
 
     numerator = np.atleast_2d(np.asarray(numerator, float))
-    if denominator is None and np.isin(numerator, (0.0, 1.0)).all():
+    if parts and np.ptp(numerator.mean(0)) < 1e-9:
+        return None
+    if not parts and denominator is None and np.isin(numerator, (0.0, 1.0)).all():
         found = wilson(float(numerator.mean()), numerator.shape[1])
     else:
         found = item_bootstrap(numerator, denominator, generator)

@@ -85,6 +85,13 @@ def test_no_hit_at_all_has_an_interval_of_some_width():
     assert found.high == pytest.approx(5.66, abs=0.01)
 
 
+def test_parts_of_a_corpus_level_metric_are_never_right_or_wrong():
+    apart = np.array([[0.0, 1.0] * 32])
+    assert stats.item_interval(apart, None, 1.0, np.random.default_rng(0), parts=True).kind == "bootstrap, items"
+    alike = np.zeros((3, 64))  # every item answered with the same class: a correlation of 0, whatever the items
+    assert stats.item_interval(alike, None, 1.0, np.random.default_rng(0), parts=True) is None
+
+
 def test_standard_error_of_a_mean():
     values = np.random.default_rng(0).random((1, 50))
     assert stats.standard_error(values, None, 100.0) == pytest.approx(100 * values.std(ddof=1) / math.sqrt(50))
