@@ -68,9 +68,8 @@ def _draw(axis, panel: Panel, model: str, label: str, styles: dict[str, Style]) 
     better = "lower" if panel.first("lower_is_better", False) else "higher"
     axis.set_xlabel(f"{metric_label(panel) or 'no score yet'} ({better} is better)")
     items = panel.range("n_items")
-    about = [f"{items} items"] if items else []
-    about += [UNRESOLVED] if panel.unresolved(model) else []
-    lines = [textwrap.fill(text, TITLE_WIDTH) for text in (panel.label, label, ", ".join(about)) if text]
+    said = (panel.label, label, f"{items} items" if items else "", UNRESOLVED if panel.unresolved(model) else "")
+    lines = [textwrap.fill(text, TITLE_WIDTH) for text in said if text]
     axis.set_title("\n".join(lines), loc="left", linespacing=1.25)
     if panel.unresolved(model):
         axis.set_facecolor("#F0F0F0")
