@@ -54,6 +54,11 @@ class TranslationEval(Eval):
     def aggregate(self, grades: Sequence[dict]) -> dict[str, float]:
         return {**corpus_scores(grades), "reference_nll": nats_per_token(grades)}
 
+    def floor_value(self, grades: Sequence[dict]) -> float:
+        """0 as long as no four words in a row are right: sacreBLEU's smoothing gives some score even then."""
+        counts = np.sum([grade["bleu"] for grade in grades], axis=0).tolist()
+        return _metrics()[0]._compute_score_from_stats(counts).score if min(counts[2:6]) > 0 else 0.0
+
     def signatures(self) -> dict[str, str]:
         return translation_signatures()
 

@@ -24,6 +24,7 @@ GRADING = frozenset(
         "headline",
         "units",
         "lower_is_better",
+        "floor_value",
         "floors",
         "label",
         "evals",

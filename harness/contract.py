@@ -342,7 +342,8 @@ class Eval:
     """What is scored. Prompts and extraction follow lm-evaluation-harness's task of the same name where there is one.
 
     A headline that is no mean and no ratio of sums over items (BLEU, a correlation, a perplexity) is told by
-    ``corpus_level = True``: scoring then keeps each item's part of it, for intervals and paired comparisons.
+    ``corpus_level = True``: scoring then keeps each item's part of it, for intervals and paired comparisons. One that is
+    smoothed away from its floor (BLEU) has a method ``floor_value(grades)``, which gives it without that.
     """
 
     task: str = ""

@@ -150,9 +150,8 @@ def at_floor(plugin: Eval, grades: Sequence[dict], key: str) -> bool | None:
     if floor is None:
         return None
     generator = random.Random(key)
-    values = sorted(
-        plugin.aggregate(generator.choices(grades, k=len(grades))).get(plugin.headline, floor) for _ in range(RESAMPLES)
-    )
+    value = getattr(plugin, "floor_value", lambda chosen: plugin.aggregate(chosen).get(plugin.headline, floor))
+    values = sorted(value(generator.choices(grades, k=len(grades))) for _ in range(RESAMPLES))
     return values[int(0.025 * RESAMPLES)] <= floor
 
 

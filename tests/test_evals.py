@@ -224,6 +224,13 @@ def test_translation_scores_are_the_libraries_corpus_scores():
         assert metrics["reference_nll"] == 0.5
 
 
+def test_bleu_is_held_against_its_floor_without_smoothing():
+    plugin, grades = translation_grades([("Der Mann isst schnell Brot.", "Der Mann fährt schnell Rad.")])
+    assert plugin.aggregate(grades)["bleu"] > 0 == plugin.floor_value(grades)  # no four words in a row are right
+    plugin, grades = translation_grades(GERMAN)
+    assert plugin.floor_value(grades) == pytest.approx(plugin.aggregate(grades)["bleu"])
+
+
 def test_signatures_are_sacrebleu_s():
     import sacrebleu
 
