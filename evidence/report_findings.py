@@ -123,13 +123,16 @@ def what_it_costs(costs: Sequence[CostRow]) -> str:
 
 def what_stays_open(scores: Sequence[ScoreRow]) -> str:
     """Benchmarks at their floor, and how small a difference the others would find."""
-    sunk = list(dict.fromkeys(f"{row.benchmark} on {row.model_label}" for row in scores if row.unresolved))
+    sunk: dict[str, dict[str, None]] = {}
+    for row in scores:
+        if row.unresolved:
+            sunk.setdefault(row.model_label, {})[row.benchmark] = None
     compared = [r for r in scores if r.difference and r.difference.get("detectable") and not r.unresolved]
     parts = []
     if sunk:
-        parts.append(
-            f"{_listed(sunk)} tell{'s' * (len(sunk) == 1)} nothing: every average lies within noise of the floor"
-        )
+        where = _listed([f"{_listed(list(names))} on {model}" for model, names in sunk.items()])
+        one = sum(map(len, sunk.values())) == 1
+        parts.append(f"{where} tell{'s' * one} nothing: every average lies within noise of the floor")
     by_benchmark: dict[str, list[float]] = {}
     for row in compared:
         by_benchmark.setdefault(row.benchmark, []).append(row.difference["detectable"])
