@@ -95,7 +95,7 @@ def _early(claim: dict, collected: Collected, fields: dict) -> Iterator[Finding]
             shared = sorted(set(one) & set(base))
             if shared:
                 about = f"{where}: mean {use.replace('_', ' ') if use != 'loss' else 'training loss'} of the first {share:.0%}"
-                pairs.append((about, f", nats, against {name_of(other)}:", [one[s] - base[s] for s in shared]))
+                pairs.append((about, f", against {name_of(other)}:", [one[s] - base[s] for s in shared]))
     yield from _below(pairs)
 
 

@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 ROW_HEIGHT, CROWDED_HEIGHT = 1.9, 2.9  # inches
 MOST_BANDS = 8
 HOW = (
-    "Lines: means over seeds{bands}. A thin line that ends in a cross: a run that failed there.\n"
-    "Runs that are stale or come from other software are left out; the table of scores marks them."
+    "Lines: means over seeds{bands}. A thin line that ends in a cross: a run that failed there. Loss: nats,\n"
+    "or squared error where a value is predicted. Runs that are stale or come from other software are left out."
 )
 MOST_POINTS = 200
 MARKER_SIZES = {"*": 7, "P": 5, "X": 5}  # points; stars and crosses fill less of theirs
-SIDES = {"gradient_norm": "gradient norm\n(before clipping)", "validation_loss": "validation loss, nats"}
+SIDES = {"gradient_norm": "gradient norm\n(before clipping)", "validation_loss": "validation loss"}
 
 
 def curve_pages(curves: pd.DataFrame, styles: dict[str, Style]) -> list[Figure]:

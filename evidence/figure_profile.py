@@ -101,9 +101,7 @@ def _page(works: Sequence[Workload], styles: dict[str, Style], text: str) -> Fig
         axis.set_yticks(range(len(variants)), [styles[v].label for v in variants])
         axis.set_ylim(len(variants) - 0.4, -0.6)
         axis.grid(axis="y", visible=False)
-        axis.set_xlabel(
-            f"seconds to a validation loss of {work.target:.3f} nats ({work.validations} validations a run)"
-        )
+        axis.set_xlabel(f"seconds to a validation loss of {work.target:.3f} ({work.validations} validations a run)")
         heading([axis], work.label)
     footer(figure, text)
     return figure

@@ -110,7 +110,7 @@ def test_the_early_loss_is_paired_and_has_student_s_interval():
     low, high = scipy_stats.ttest_1samp(gaps, 0).confidence_interval(0.95)
     (finding,) = judged(EARLY, rows)
     assert (
-        f"training loss of the first 25%, nats, against lora: {np.mean(gaps):+.3f} [{low:+.3f}, {high:+.3f}], 3 seeds"
+        f"training loss of the first 25%, against lora: {np.mean(gaps):+.3f} [{low:+.3f}, {high:+.3f}], 3 seeds"
         in finding.text
     )
 

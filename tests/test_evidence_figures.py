@@ -118,7 +118,7 @@ def test_axes_state_their_units(drawn):
     assert all(label.endswith((", min", ", s", ", h", "MiB", "GiB")) for label in labels if label)
     assert {axis.get_ylabel() for axis in drawn["fig2_curves"].axes} == {
         "gradient norm\n(before clipping)",
-        "validation loss, nats",
+        "validation loss",
     }
 
 
