@@ -7,13 +7,14 @@ import json
 import os
 import subprocess
 import sys
+import types
 
 import pytest
 import torch
 
 from harness import decoding, one_row, predict, record, score, train, trimmed_hflm
 from harness.cells import predict_record, score_record, train_record
-from harness.contract import Choices, Eval, Generate, NotMergeable, Reference
+from harness.contract import Choices, Generate, NotMergeable, Reference
 from harness.failures import UserError
 from harness.language_model import Asked, LanguageModel, answerer
 from harness.plugins import ROOT
@@ -638,9 +639,11 @@ def test_an_item_without_prediction_is_a_row_that_names_it(here):
 
 
 def test_a_column_at_its_floor_is_told():
-    plugin = Eval()
-    plugin.headline, plugin.floors = "accuracy", {"accuracy": 50.0}
-    plugin.aggregate = lambda grades: {"accuracy": 100 * sum(g["correct"] for g in grades) / len(grades)}
+    plugin = types.SimpleNamespace(
+        headline="accuracy",
+        floors={"accuracy": 50.0},
+        aggregate=lambda grades: {"accuracy": 100 * sum(g["correct"] for g in grades) / len(grades)},
+    )
     grades = lambda right: [{"correct": int(n < right)} for n in range(100)]  # noqa: E731
     assert [score.at_floor(plugin, grades(right), "key") for right in (20, 50, 55, 70, 100)] == [
         True,
