@@ -110,10 +110,12 @@ def what_it_costs(costs: Sequence[CostRow]) -> str:
     sizes = {m: median(s) for m, found in ratios.items() if (s := [size for _, size in found if size])}
     quick = min(times, key=lambda method: times[method])
     text = f"{quick} trains fastest, in {times[quick]:.2f} of full fine-tuning's time"
+    if times[quick] > 1:
+        text = f"Nothing trains faster than full fine-tuning; next is {quick}, in {times[quick]:.2f} of its time"
     if sizes:
         small = min(sizes, key=lambda method: sizes[method])
         text += (
-            f", and {small} needs the least memory, {sizes[small]:.2f} of its live tensors"
+            f", and {small} needs the least memory, {sizes[small]:.2f} of full fine-tuning's live tensors"
             if small != quick
             else f", and needs the least memory, {sizes[quick]:.2f} of its live tensors"
         )
