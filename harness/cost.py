@@ -7,6 +7,9 @@ Where a method's steps differ, each kind has its own number, and the whole train
 a method are known here: ``refresh_every`` (its work under ``step.clock("refresh")`` is timed at the first step and once
 more after the timed ones) and ``warmup_steps`` (steps before ``after_step`` changes what trains: some are timed, the
 last is followed for memory, and the method's own steps are those after it).
+
+Every method is measured on the same batches, whatever steps it takes before and between: the first WARM_STEPS, then the
+timed ones, then one that is followed, counted, and refreshed on.
 """
 
 from __future__ import annotations
@@ -52,17 +55,16 @@ def run(training: Training) -> dict:
     curve = Curve(path)
     trainer.build_optimizers()
     with SupervisedLogits(trainer.model) as logits, training_mode(trainer.model, True), phases("train"):
-        warmup = _warm_up(setup, logits, curve)
-        first = trainer.state.step + WARM_STEPS
+        followed = WARM_STEPS + timed
+        warmup = _warm_up(setup, logits, curve, followed)
         every = _set(trainer.method, "refresh_every", NEVER)  # the first step refreshes all the same
         curve.overhead = 0.0
         seconds, tokens = _timed_steps(setup, logits, curve, timed)
         overhead = curve.overhead / max(1e-9, sum(seconds))
-        refresh = _refresh(setup, logits, curve, every)
+        refresh = _refresh(setup, logits, curve, every, followed)
         rss = rss_peak_bytes()
-        followed = trainer.state.step
-        memory = _memory(setup, logits)
-        flops = _flops(setup, logits, curve)
+        memory = _memory(setup, logits, followed)
+        flops = _flops(setup, logits, curve, followed)
     curve.close()
     facts = setup.facts()
     per_token = sum(seconds) / sum(tokens)
@@ -92,7 +94,7 @@ def run(training: Training) -> dict:
         "prepare_seconds": prepare,
         "memory": {**memory, "rss_peak_bytes": rss, **_cuda(phases)},
         "flops_per_step": flops,
-        "shapes": _shapes(setup, first, timed, followed),
+        "shapes": _shapes(setup, timed, followed),
         "instrument_overhead": overhead,
         "parameters": facts["parameters"],
         "phases": phases.record,
@@ -116,7 +118,7 @@ def _timed_steps(setup, logits, curve, timed: int) -> tuple[list[float], list[in
 
     trainer, seconds, tokens = setup.trainer, [], []
     for number in range(WARM_STEPS + timed):
-        batches = setup.micro_batches(trainer.state.step)
+        batches = setup.micro_batches(number)
         synchronize()
         start = time.perf_counter()
         trainer.step(batches, logits, curve)
@@ -129,17 +131,17 @@ def _timed_steps(setup, logits, curve, timed: int) -> tuple[list[float], list[in
     return seconds, tokens
 
 
-def _warm_up(setup, logits, curve) -> dict | None:
+def _warm_up(setup, logits, curve, followed: int) -> dict | None:
     """Steps before the method changes what it trains, cut short: their time, and memory of the step that changes it."""
     steps = _set(setup.trainer.method, "warmup_steps", WARM_STEPS + WARMUP_TIMED + 1)
     if not steps:
         return None
     before = setup.trainer.state.schedule_start
     seconds, _ = _timed_steps(setup, logits, curve, WARMUP_TIMED)
-    memory = _memory(setup, logits)
+    memory = _memory(setup, logits, followed)
     if setup.trainer.state.schedule_start == before:
         raise ValueError(f"{type(setup.trainer.method).__name__} has warmup_steps, but nothing changed after them")
-    shapes = _shapes(setup, WARM_STEPS, WARMUP_TIMED, WARM_STEPS + WARMUP_TIMED)
+    shapes = _shapes(setup, WARMUP_TIMED, followed)
     return {
         "steps": steps,
         "seconds": statistics.median(seconds),
@@ -149,13 +151,13 @@ def _warm_up(setup, logits, curve) -> dict | None:
     }
 
 
-def _refresh(setup, logits, curve, every: int | None) -> dict | None:
+def _refresh(setup, logits, curve, every: int | None, batch: int) -> dict | None:
     """The refresh of the first step, and of one more step that is made to refresh; None where nothing is refreshed."""
     first, step = curve.clocked.get("refresh"), setup.trainer.state.step
     if not every or not first:
         return None
     setup.trainer.method.refresh_every = step  # so that this step is a multiple of it
-    setup.trainer.step(setup.micro_batches(step), logits, curve)
+    setup.trainer.step(setup.micro_batches(batch), logits, curve)
     setup.trainer.method.refresh_every = NEVER
     curve.flush(force=True)
     return {"every": every, "first_seconds": first[0], "seconds": curve.clocked["refresh"][-1], "basis_age": step}
@@ -169,7 +171,7 @@ def _set(method, name: str, value: int) -> int | None:
     return had
 
 
-def _memory(setup, logits) -> dict[str, int]:
+def _memory(setup, logits, batch: int) -> dict[str, int]:
     """Peak live tensor bytes of one more step, by kind. No curve follows it: what that compares is not the method's."""
     from harness.measure import Curve, LiveTensors
 
@@ -182,14 +184,14 @@ def _memory(setup, logits) -> dict[str, int]:
         return clip(model, max_norm)
 
     method.clip = noting_clip  # the one moment when every gradient of the step is there
-    batches = setup.micro_batches(trainer.state.step)
+    batches = setup.micro_batches(batch)
     with LiveTensors(trainer.model, trainer.optimizers) as live:
         trainer.step(batches, logits, Curve(None))
     del method.clip
     return live.split(seen[0])
 
 
-def _shapes(setup, first: int, timed: int, followed: int) -> dict:
+def _shapes(setup, timed: int, followed: int) -> dict:
     """[rows, padded length, targets, whether anything is padding] of each micro-batch of the timed steps and of the one
     followed for memory: what ``harness.plan`` compares itself with."""
 
@@ -202,16 +204,16 @@ def _shapes(setup, first: int, timed: int, followed: int) -> dict:
         return [shape(batch) for batch in setup.micro_batches(number)]
 
     return {
-        "timed": [step(number) for number in range(first, first + timed)],
+        "timed": [step(number) for number in range(WARM_STEPS, WARM_STEPS + timed)],
         "followed": step(followed),
     }
 
 
-def _flops(setup, logits, curve) -> int:
+def _flops(setup, logits, curve, batch: int) -> int:
     """FLOPs of one more step, forward and backward (matrix products and attention as torch counts them)."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    batches = setup.micro_batches(setup.trainer.state.step)
+    batches = setup.micro_batches(batch)
     with FlopCounterMode(display=False) as counter:
         setup.trainer.step(batches, logits, curve)
     return counter.get_total_flops()

@@ -40,6 +40,17 @@ def test_a_plain_method_has_one_kind_of_step(measured):
     assert record["whole"] == {"steps": 30, "seconds": record["prepare_seconds"] + 30 * record["seconds"]["median"]}
 
 
+def test_every_method_is_measured_on_the_same_batches(measured):
+    """Also where a warm-up or a refresh moves the trainer's count of steps on."""
+    shapes = [record["shapes"] for record in measured.values()]
+    lengths = [rows[0][1] for rows in shapes[0]["timed"]]
+    assert len(set(lengths)) > 1, "batches that look alike would show nothing"
+    assert shapes[1:] == shapes[:-1]
+    assert measured["smt"]["warmup"]["shapes"]["followed"] == shapes[0]["followed"]
+    tokens = {record["batch_tokens"] for record in measured.values()}
+    assert len(tokens) == 1
+
+
 def test_refreshes_stand_apart_with_their_interval(measured):
     record = measured["galore"]
     refresh = record["refresh"]
