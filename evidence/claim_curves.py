@@ -16,6 +16,7 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from evidence.learning_rates import not_chosen
 from evidence.paired import CONFIDENCE, LEAST_SEEDS, paired_difference
 from evidence.verdicts import (
     CONTRADICTED,
@@ -23,6 +24,7 @@ from evidence.verdicts import (
     UNDECIDED,
     Finding,
     name_of,
+    not_made,
     of_seeds,
     over_seeds,
     shown,
@@ -46,8 +48,11 @@ def curve_findings(claim: dict, collected: Collected, fields: dict[str, dict[str
 
 
 def _good(collected: Collected, names: list[str]) -> pd.DataFrame:
-    """Curves of runs that ended well and may be compared."""
+    """Curves of runs that ended well, may be compared, and are at the rate that a search chose."""
     curves = collected.curves(names)
+    if aside := not_chosen(collected.runs):
+        cells = zip(curves["model"], curves["corpus"], curves["variant"], strict=True)
+        curves = curves[[cell not in aside for cell in cells]]
     return curves[(curves["status"] == "ok") & (curves["stale"] == "") & (curves["other_stack"] == "")]
 
 
@@ -91,11 +96,9 @@ def _early(claim: dict, collected: Collected, fields: dict) -> Iterator[Finding]
         for other, own, beside in _others(claim, rows, fields):
             grid = _grid(rows[own], share * steps)
             use = "validation_loss" if len(grid) >= LEAST_VALIDATIONS else "loss"
-            one, base = (_areas(rows[v], use, share * steps) for v in (own, beside))
-            shared = sorted(set(one) & set(base))
-            if shared:
-                about = f"{where}: mean {use.replace('_', ' ') if use != 'loss' else 'training loss'} of the first {share:.0%}"
-                pairs.append((about, f", against {name_of(other)}:", [one[s] - base[s] for s in shared]))
+            about = f"mean {use.replace('_', ' ') if use != 'loss' else 'training loss'} of the first {share:.0%},"
+            one, base = (_areas(rows[v], use, share * steps) if v else {} for v in (own, beside))
+            pairs.append((where, about, other, [one[s] - base[s] for s in sorted(set(one) & set(base))]))
     yield from _below(pairs)
 
 
@@ -124,11 +127,9 @@ def _steady(claim: dict, collected: Collected, fields: dict) -> Iterator[Finding
     pairs = []
     for where, rows in _cells(_good(collected, ["gradient_norm"]), collected):
         for other, own, beside in _others(claim, rows, fields):
-            one, base = (fluctuation(rows[v]) for v in (own, beside))
-            shared = sorted(set(one) & set(base))
-            if shared:
-                about = f"{where}: fluctuation of the gradient norm, mean change of its log a step (ours),"
-                pairs.append((about, f" against {name_of(other)}:", [one[s] - base[s] for s in shared]))
+            one, base = (fluctuation(rows[v]) if v else {} for v in (own, beside))
+            about = "fluctuation of the gradient norm, mean change of its log a step (ours),"
+            pairs.append((where, about, other, [one[s] - base[s] for s in sorted(set(one) & set(base))]))
     yield from _below(pairs)
 
 
@@ -151,11 +152,12 @@ def _norms(claim: dict, collected: Collected, fields: dict) -> Iterator[Finding]
 
     runs = collected.runs.drop_duplicates(["model", "corpus", "variant", "seed"])
     epochs = {(f"{r['model']}, {r['corpus']}", r["variant"]): r["epoch_steps"] for r in runs.to_dict("records")}
-    starts, levels = [], []
+    starts, levels, gaps = [], [], []
     for where, rows in _cells(_good(collected, ["gradient_norm"]), collected):
         for wanted in [claim["method"], *claim["others"]]:
             variant = variant_of(rows, wanted, fields)
             if variant is None:
+                gaps.append((name_of(wanted), where))
                 continue
             logs = rows[variant].pivot_table(index="seed", columns="step", values="value", observed=True).apply(np.log)
             starts.append((f"{where}, {name_of(wanted)}", list(logs.iloc[:, :3].mean(axis=1))))
@@ -167,6 +169,7 @@ def _norms(claim: dict, collected: Collected, fields: dict) -> Iterator[Finding]
         norm = shown(measured, lambda log: f"{math.exp(log):.2f}")
         yield Finding(verdict, f"{about}: norm of the first 3 steps {norm}{needed}")
     yield from dict.fromkeys(_levelled(*level, claim["epoch"], confidence) for level in levels)
+    yield from not_made(gaps, len(starts))
 
 
 def _levelled(
@@ -191,22 +194,24 @@ def _levelled(
     return Finding(verdict, text)
 
 
-def _others(claim: dict, rows: dict, fields: dict) -> Iterator[tuple[Any, str, str]]:
+def _others(claim: dict, rows: dict, fields: dict) -> Iterator[tuple[Any, str, str | None]]:
+    """(each other method, the claim's own variant, the other's or None) where the claim's own has curves."""
     own = variant_of(rows, claim["method"], fields)
-    for other in claim["others"]:
-        beside = variant_of(rows, other, fields)
-        if own is not None and beside is not None:
-            yield other, own, beside
+    for other in claim["others"] if own else ():
+        yield other, own, variant_of(rows, other, fields)
 
 
-def _below(pairs: list[tuple[str, str, list[float]]]) -> Iterator[Finding]:
-    """Findings that a difference is below zero; their intervals hold together."""
-    confidence = 1 - (1 - CONFIDENCE) / max(1, len(pairs))
-    for about, against, values in pairs:
+def _below(pairs: list[tuple[str, str, Any, list[float]]]) -> Iterator[Finding]:
+    """Findings that a difference is below zero; their intervals hold together. ``pairs``: where, of what, the other method,
+    and a difference for each shared seed, or none."""
+    made = [pair for pair in pairs if pair[3]]
+    confidence = 1 - (1 - CONFIDENCE) / max(1, len(made))
+    for where, about, other, values in made:
         measured = over_seeds(values, confidence)
         verdict, needed = of_seeds(measured, 0.0, confidence, below=True)
         number = shown(measured, lambda value: f"{value:+.3f}")
-        yield Finding(verdict, f"{about}{against} {number}{needed}")
+        yield Finding(verdict, f"{where}: {about} against {name_of(other)}: {number}{needed}")
+    yield from not_made([(name_of(other), where) for where, _, other, values in pairs if not values], len(made))
 
 
 KINDS = {"shift": _shift, "early": _early, "steady": _steady, "norms": _norms}

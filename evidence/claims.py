@@ -1,22 +1,25 @@
 """Does a paper's claim hold? ``python -m evidence.claims hybrid --collected results/hybrid/collected``.
 
 ``papers/<paper>/claims.yaml`` lists claims: a paraphrase, where it stands, and the comparison that would support it. A method
-is a family (its plain variant is meant) or ``{method: lorsum, metric: shampoo}``, the first variant with these values.
+is a family (its plain variant is meant, at the rate that a search chose) or ``{method: lorsum, metric: shampoo}``, the first
+variant with these values.
 
     above       the method's score is above each other method's by more than ``margin``
+    below       it is below each other's
     within      it is no more than ``margin`` below
     equal       it is within ``margin`` on either side (``evidence.equivalence``)
     plateau     its score rises with its size, and faster than each other's
-    cost        a ratio of costs (``of``: time, memory or start) to the other method's is at most ``ratio``
+    cost        a ratio of costs (``of``: time, memory or start) to the other method's is at most ``ratio``; with ``best``, the
+                smallest of all is ("up to")
     sizes       such ``ratios`` hold on every model, of two or more
     iterations  a refresh takes fewer iterations than each other's
     shift, early, steady, norms    what happens during training (``evidence.claim_curves``)
     none        nothing here decides it; ``why`` says so
 
-A comparison is supported or contradicted where its interval lies on one side, else undecided, with the seeds that it would
-take at least, if the difference stayed what it is; fewer than three seeds decide nothing. A claim is contradicted where one of
-its comparisons is, and supported where all are; its intervals hold together with 95 % confidence. Another suite than the
-paper's own says "protocol differs" beside the verdict.
+A comparison is supported or contradicted where its interval lies on one side, else undecided, with the seeds or items that
+it would take at least, if the difference stayed what it is; fewer than three seeds decide nothing. A claim is contradicted
+where one of its comparisons is, and supported where all that it needs are made and are supported; its intervals hold together
+with 95 % confidence. Another suite than the paper's own says "protocol differs" beside the verdict.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ from evidence.claim_curves import KINDS as CURVE_KINDS
 from evidence.claim_curves import curve_findings
 from evidence.claim_scores import plateau_findings, score_findings
 from evidence.collected import Collected
+from evidence.learning_rates import not_chosen
 from evidence.pools import Panel, panels
 from evidence.score_notes import left_out
 from evidence.score_table import names_of
@@ -43,10 +47,11 @@ COMMON = {"id", "claim", "place", "kind"}
 PAIR = {"method", "others"}
 KINDS: dict[str, tuple[set[str], set[str]]] = {  # fields that a kind needs, and those that it may have
     "above": (PAIR, {"margin", "evals"}),
+    "below": (PAIR, {"margin", "evals"}),
     "within": (PAIR, {"margin", "evals"}),
     "equal": (PAIR | {"margin"}, {"evals"}),
     "plateau": (PAIR, set()),
-    "cost": (PAIR | {"of", "ratio"}, set()),
+    "cost": (PAIR | {"of", "ratio"}, {"best"}),
     "sizes": (PAIR | {"ratios"}, set()),
     "iterations": (PAIR, set()),
     "shift": ({"method"}, set()),
@@ -79,13 +84,14 @@ def read_claims(path: Path) -> list[dict]:
 def judge_claims(claims: list[dict], collected: Collected, found: list[Panel] | None = None) -> list[Judged]:
     """Each claim against the evidence of a suite; ``found``: its headline panels, where they are made already."""
     found = panels(collected, reference=False) if found is None else found
+    found = [panel.without(not_chosen(collected.runs)) for panel in found]
     fields = fields_of(collected.runs)
     return [Judged(claim, _findings(claim, collected, found, fields)) for claim in claims]
 
 
 def _findings(claim: dict, collected: Collected, found: list[Panel], fields: dict) -> list[Finding]:
     kind = claim["kind"]
-    if kind in ("above", "within", "equal"):
+    if kind in ("above", "below", "within", "equal"):
         return score_findings(claim, found, fields)
     if kind == "plateau":
         return plateau_findings(claim, found, collected.runs)

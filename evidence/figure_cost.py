@@ -1,7 +1,8 @@
 """Fig. 1: training time per epoch and memory by method, from the ``cost`` stage, a row of panels per model and corpus.
 
-Bars of time are medians, whiskers the quartiles of the step times. Bars of memory are live tensor bytes at their peak,
-stacked by kind; a tick marks the peak. Resident memory of the process is another measure and has a panel of its own.
+Bars of time are medians, whiskers the quartiles of the step times. Bars of memory are live tensor bytes
+of a step, stacked by kind; a tick marks the peak of a training, warm-up steps included. Resident memory of the process is
+another measure and has a panel of its own.
 """
 
 from __future__ import annotations
@@ -164,5 +165,5 @@ def _legend(figure: Figure) -> None:
         Patch(facecolor=colour, hatch=hatch, edgecolor="black", linewidth=0.4, label=label)
         for colour, label, hatch in MEMORY_KINDS.values()
     ]
-    peak = Line2D([], [], color="black", linewidth=1.6, marker="", label="measured peak")
+    peak = Line2D([], [], color="black", linewidth=1.6, marker="", label="measured peak of a training")
     figure.legend(handles=[*kinds, peak], loc="outside upper center", ncols=5, handlelength=1.6, columnspacing=1.4)

@@ -95,10 +95,10 @@ def _row(axis, place: int, pool: Pool, style: Style) -> None:
 
 
 def _left_out(pool: Pool) -> str:
-    """The runs that are not in the average: "oom" of a single run, "1 oom" of several."""
+    """The runs that are not in the average, or make it one that stands aside: "oom" of a single run, "1 oom" of several."""
     kinds = [
         run.status if run.value is None else "stale" if run.stale else "other stack"
         for run in pool.runs
-        if run.seed not in pool.used
+        if run.seed not in pool.used or run.mark
     ]
     return ", ".join(f"{kinds.count(k)} {k}" if len(pool.runs) > 1 else k for k in dict.fromkeys(kinds))

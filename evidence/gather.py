@@ -167,7 +167,7 @@ def _about(score: dict, name: str, headline: str) -> dict[str, Any]:
         "headline": name == headline,
         "reference": "nll" in words,
         "unit": (score.get("units") or {}).get(name, ""),
-        "lower_is_better": name in (score.get("lower_is_better") or ()) or bool(LIKELIHOODS & words),
+        "lower_is_better": name in (score.get("lower_is_better") or ()) or bool(LIKELIHOODS & words) if name else None,
         "floor": (score.get("floors") or {}).get(name),
         "at_floor": at_floor,
     }
@@ -207,6 +207,9 @@ def _cost_facts(found: Outcome) -> dict[str, Any]:
                         ("whole", ("seconds", "steps"))):  # fmt: skip
         row |= {f"{part}_{name}": dig(record, part, name) for name in names}
     row["warmup_peak_bytes"] = dig(record, "warmup", "memory", "peak")
+    row["memory_step_peak_bytes"] = row.get("memory_peak_bytes")
+    peaks = [row[name] for name in ("memory_step_peak_bytes", "warmup_peak_bytes") if row[name] is not None]
+    row["memory_peak_bytes"] = max(peaks, default=None)  # what a training needs, its warm-up included
     for name in ("trained", "effective", "total"):
         row[f"parameters_{name}"] = dig(record, "parameters", name)
     row["hardware"] = plain(dig(record, "provenance", "hardware"))

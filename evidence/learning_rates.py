@@ -82,6 +82,16 @@ def searches(runs: pd.DataFrame) -> list[Search]:
     return [setting for setting in settings(runs) if len(setting.points) >= LEAST]
 
 
+def not_chosen(runs: pd.DataFrame) -> set[tuple[str, str, str]]:
+    """(model, corpus, variant) of the rates that a search did not choose: they do not stand for their method."""
+    return {
+        (search.model, search.corpus, point.variant)
+        for search in searches(runs)
+        for rate, point in search.points.items()
+        if search.best is not None and rate != search.best
+    }
+
+
 def tuned_searches(trials: pd.DataFrame) -> list[Search]:
     """The searches of a suite that tunes, where the learning rate is searched; other fields may move with it."""
     found = []

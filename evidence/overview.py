@@ -97,6 +97,7 @@ def _overview(collected: Collected, found: list[Panel], model: str, names: dict)
     whole = [v for v, method in one.methods.items() if not method.lacks]
     drawn = {p.label + p.corpus: _resampled(p, whole, model) for p in telling}
     telling, scored = ([p for p in some if drawn[p.label + p.corpus]] for some in (telling, scored))
+    _count_shared(one, drawn, telling)
     one.unshared = [label for label in one.benchmarks if label not in [p.label for p in scored]]
     if not scored:
         return one
@@ -145,6 +146,13 @@ def _resampled(panel: Panel, whole: list[str], model: str) -> dict[str, tuple[Sc
     rng = np.random.default_rng(zlib.crc32("/".join(("overview", model, panel.corpus, panel.eval)).encode()))
     drawn = resampled(scores, rng) if scores else {}
     return {v: (scores[v], drawn[v]) for v in scores}
+
+
+def _count_shared(one: Overview, drawn: dict, telling: list[Panel]) -> None:
+    """Runs of a method that is compared are those on shared seeds, and so is what its interval covers."""
+    for v in (v for v, method in one.methods.items() if not method.lacks):
+        counts = [len(found[v][0].runs) for p in telling if (found := drawn[p.label + p.corpus])]
+        one.methods[v].runs, one.methods[v].items_only = sum(counts), any(count < LEAST_SEEDS for count in counts)
 
 
 def _qualities(one: Overview, scored: list[Panel], drawn: dict, whole: list[str], model: str) -> None:

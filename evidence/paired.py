@@ -47,6 +47,7 @@ class Difference:
         0.0  # what of the squared error is the seeds', on ``df`` degrees of freedom; the rest is the items'
     )
     df: float = 1.0
+    items_own: float = 0.0  # what of it no further seed would take away: var_b / I (with one seed, all of the items')
 
 
 def paired_difference(
@@ -81,7 +82,8 @@ def paired_difference(
     kind = "seeds and items" if whole else "items only"
     p = 2 * tail(abs(value) / error, between, df, rest, items - 1)
     low, high = value - critical * error, value + critical * error
-    return Difference(value, error, low, high, p, critical, kind, seeds, items, float(between), df)
+    items_own = max(0.0, float(rest - squares[1] / (seeds * items)))
+    return Difference(value, error, low, high, p, critical, kind, seeds, items, float(between), df, items_own)
 
 
 def linearised(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:

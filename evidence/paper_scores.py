@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from evidence.cells import BASELINES
 from evidence.equivalence import to_reported
 from evidence.gap import share_closed
 from evidence.layout import Group, Table
+from evidence.learning_rates import not_chosen
 from evidence.mean_of_evals import mean_pool
 from evidence.names import family_of
 from evidence.pools import OTHER_STACK, STALE, Panel, Pool, on_shared_seeds, panels
 from evidence.reported import chosen, read_reported
+from evidence.score_notes import UNRESOLVED, left_out
 from evidence.score_table import cell, decimals, names_of
 from evidence.tiers import ITEMS_NOTE, NOTE, place
 
@@ -46,8 +49,7 @@ def _group(row: dict, spec: dict, table: Table, found: list[Panel], names: dict,
     group = Group([row["title"]])
     by_model = {model: _pools(row, model, found) for model in models if model in names}
     digits = max((d for _, d in by_model.values()), default=1)
-    lower = bool(row.get("lower_is_better"))
-    placed = {model: place(pools, lower) for model, (pools, _) in by_model.items()}
+    placed = {model: _tiers(row, model, found, pools) for model, (pools, _) in by_model.items()}
     for method, family in spec["methods"].items():
         texts = [method]
         printed = {n.model: n for n in chosen(numbers, {**row.get("reported", {}), "method": method})}
@@ -55,10 +57,10 @@ def _group(row: dict, spec: dict, table: Table, found: list[Panel], names: dict,
             variant = next((v for v in pools if family_of(v) == family), None)
             pool = pools.get(variant)
             same = printed.get(next((their for their, own in spec.get("models", {}).items() if own == model), ""))
-            texts += [*cell(pool, digits, True), placed[model].text(variant)] if pool else [NOT_RUN, "", ""]
+            texts += [*cell(pool, digits, True), placed[model][variant]] if pool else [NOT_RUN, "", ""]
             if model in spec.get("models", {}).values():
                 texts.append(_less_reported(pool, same.average if same else None, spec.get("margin", 1.0), digits))
-            table.records.append(_record(row, method, model, variant, pool, placed[model].text(variant or "")))
+            table.records.append(_record(row, method, model, variant, pool, placed[model].get(variant, "")))
         texts += [printed[their].shown() if their in printed else "—" for their in theirs]
         for their, number in printed.items():
             table.records.append(
@@ -90,14 +92,25 @@ def _record(row: dict, method: str, model: str, variant: str | None, pool: Pool 
 
 def _less_reported(pool: Pool | None, reported: float | None, margin: float, digits: int) -> str:
     """The difference to the paper's number on the paper's own model, and whether it is equal within the margin."""
-    if pool is None or reported is None or not pool.used:
+    if pool is None or reported is None or not pool.used or pool.mark:
         return ""
     equal = to_reported(pool, reported, margin)
     return f"{pool.spread.mean - reported:+.{digits}f}" if equal is None else equal.text(digits)
 
 
+def _tiers(row: dict, model: str, found: list[Panel], pools: dict[str, Pool]) -> dict[str, str]:
+    """Text of each variant's tier; baselines have none, and nobody has where every score is within noise of the floor."""
+    parts = [panel for name in row["evals"] if (panel := _panel(row, name, model, found))]
+    if parts and all(panel.unresolved(model) for panel in parts):
+        return dict.fromkeys(pools, UNRESOLVED)
+    methods = {v: pool for v, pool in pools.items() if v not in BASELINES}
+    placed = place(methods, bool(parts and parts[0].first("lower_is_better", False)))
+    return {v: placed.text(v) for v in pools}
+
+
 def _panels(spec: dict, collected: Collected) -> list[Panel]:
-    return panels(collected, reference=False, also=[row["metric"] for row in spec["rows"] if "metric" in row])
+    also = [row["metric"] for row in spec["rows"] if "metric" in row]
+    return [panel.without(not_chosen(collected.runs)) for panel in panels(collected, reference=False, also=also)]
 
 
 def _pools(row: dict, model: str, found: list[Panel]) -> tuple[dict[str, Pool], int]:
@@ -158,7 +171,8 @@ def gap_table(paper: str, spec: dict, collected: Collected) -> Table:
     table.notes = [
         "Share closed: (method less low) / (high less low), paired on shared seeds and items, with Fieller's interval; 1 is "
         "the whole gap. Refused where the gap itself is not told from zero, as a ratio to nothing says nothing. With fewer "
-        "than three shared seeds the intervals leave the choice of seeds out."
+        "than three shared seeds the intervals leave the choice of seeds out.",
+        *left_out(_panels(spec, collected), names),
     ]
     return table
 
@@ -171,11 +185,12 @@ def _gap_rows(row: dict, spec: dict, collected: Collected, names: dict, table: T
         for variant, pool in pools.items():
             if family_of(variant) not in spec["methods"] or None in ends:
                 continue
-            first, second = on_shared_seeds(pool, ends[0]), on_shared_seeds(ends[1], ends[0])
-            if first is None or second is None or first[0].shape != second[0].shape:
-                yield [names[variant], names[model], "—", "no shared seeds or items", "", ""]
+            arrays = on_shared_seeds(pool, *ends)
+            if arrays is None:
+                yield [names[variant], names[model], "—", _why(pool, *ends), "", ""]
                 continue
-            share = share_closed(first[0], first[1], second[0])
+            own, low, high = arrays
+            share = share_closed(own, low, high)
             gap = share.gap
             width = f"{gap.value:+.{digits}f} [{gap.low:+.{digits}f}, {gap.high:+.{digits}f}]"
             table.records.append(
@@ -184,3 +199,12 @@ def _gap_rows(row: dict, spec: dict, collected: Collected, names: dict, table: T
                  "seeds": gap.seeds, "items": gap.items}
             )  # fmt: skip
             yield [names[variant], names[model], width, share.text(), str(gap.seeds), str(gap.items)]
+
+
+def _why(*pools: Pool) -> str:
+    """Why three methods cannot be held against each other."""
+    if any(not pool.used or pool.mark for pool in pools):
+        states = {run.status if run.value is None else "stale" if run.stale else "other software"
+                  for pool in pools for run in pool.runs if run.value is None or run.mark}  # fmt: skip
+        return "not comparable: " + ", ".join(sorted(states))
+    return "no shared seeds or items"

@@ -11,7 +11,7 @@ import math
 import zlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from evidence import stats
@@ -101,6 +101,11 @@ class Panel:
         values = sorted({int(value) for value in self.facts[column].dropna()})
         return "" if not values else f"{values[0]:,}" + (f" to {values[-1]:,}" if len(values) > 1 else "")
 
+    def without(self, cells: set[tuple[str, str, str]]) -> Panel:
+        """The panel without these (model, corpus, variant)."""
+        kept = {(v, m): pool for (v, m), pool in self.pools.items() if (m, self.corpus, v) not in cells}
+        return replace(self, pools=kept)
+
     def unresolved(self, model: str) -> bool:
         """Is every average of this model within noise of its floor: the metric's, or that of the commonest class?"""
         known = [p.at_floor for (v, m), p in self.pools.items() if m == model and v != "majority" and p.used]
@@ -166,13 +171,14 @@ def _pool(seeds: dict[int, list[dict]], metric: str, items: dict, formula: Formu
     return Pool(runs, average, interval, tuple(run.seed for run in used), mark, n_items, sunk, values)
 
 
-def on_shared_seeds(one: Pool, other: Pool) -> tuple[np.ndarray, np.ndarray] | None:
-    """Both pools' item values, (seeds, items), on the seeds that both have; None where they share none, or not the items."""
-    seeds = [seed for seed in one.used if seed in other.used]
-    if not seeds or not one.items or not other.items or one.items.names != other.items.names:
+def on_shared_seeds(*pools: Pool) -> tuple[np.ndarray, ...] | None:
+    """Each pool's item values, (seeds, items), on the seeds that all have; None where that is no seed, where items differ,
+    or where a pool is not comparable with the rest (``mark``)."""
+    first = pools[0]
+    seeds = [seed for seed in first.used if all(seed in pool.used for pool in pools)]
+    if not seeds or any(pool.mark or not pool.items or pool.items.names != first.items.names for pool in pools):
         return None
-    first, second = (pool.items.values[[pool.used.index(seed) for seed in seeds]] for pool in (one, other))
-    return first, second
+    return tuple(pool.items.values[[pool.used.index(seed) for seed in seeds]] for pool in pools)
 
 
 def comparable(runs: Sequence[Run]) -> list[Run]:

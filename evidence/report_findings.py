@@ -159,7 +159,7 @@ def what_went_wrong(scores: Sequence[ScoreRow], failed: Sequence[str]) -> str:
     if not failed:
         parts = ["Nothing failed: every row of the plan has a result"]
     if left:
-        parts.append(f"{_count(left, 'number')} of a stale record or another stack stand aside and in no average")
+        parts.append(f"{_count(left, 'number')} of a stale record or another stack stand aside: compared with no other")
     if made:
         one = len(made) == 1
         parts.append(

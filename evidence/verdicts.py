@@ -15,6 +15,8 @@ from evidence.paired import LEAST_SEEDS
 if TYPE_CHECKING:
     import pandas as pd
 
+    from evidence.paired import Difference
+
 SUPPORTED, CONTRADICTED, UNDECIDED, NOT_RUN = "supported", "contradicted", "undecided", "not run"
 Wanted = str | dict[str, Any]  # a method's family, or {"method": ..., and hyper-parameters}
 
@@ -78,10 +80,46 @@ def side(low: float, high: float, bar: float) -> str:
     return SUPPORTED if low > bar else CONTRADICTED if high < bar else UNDECIDED
 
 
-def seeds_to_decide(n: int, error: float, distance: float, confidence: float) -> int:
-    """Seeds at which an interval whose error shrinks with the root of their number excludes the bar."""
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    return max(n + 1, LEAST_SEEDS, math.ceil(n * (z * error / distance) ** 2))
+def seeds_to_decide(n: int, error: float, distance: float, confidence: float, fixed: float = 0.0) -> int:
+    """Seeds at which an interval excludes the bar; of the squared error all but ``fixed`` shrinks with their number.
+
+    ``fixed`` is below (distance / z)^2, as else no number of seeds is enough.
+    """
+    room = (distance / _z(confidence)) ** 2 - fixed
+    return max(n + 1, LEAST_SEEDS, math.ceil(n * (error**2 - fixed) / room))
+
+
+def needed(d: Difference, distance: float, confidence: float) -> str:
+    """What would decide, if the value stayed ``distance`` from its bar: seeds, or items where no number of seeds can."""
+    if d.seeds < LEAST_SEEDS:
+        return f"; {LEAST_SEEDS} seeds or more would be needed"
+    if not distance or not d.error:
+        return ""
+    bound = (distance / _z(confidence)) ** 2
+    if d.items_own < bound:
+        seeds = seeds_to_decide(d.seeds, d.error, distance, confidence, d.items_own)
+        return f"; at least {seeds:,} seeds of {d.items} items would decide"
+    items = max(d.items + 1, math.ceil(d.items * d.items_own / bound))
+    return f"; no number of seeds of {d.items} items would decide, and no fewer than {items:,} items"
+
+
+def _z(confidence: float) -> float:
+    return NormalDist().inv_cdf(0.5 + confidence / 2)
+
+
+def not_made(gaps: Iterable[tuple[str, str]], made: int) -> list[Finding]:
+    """Comparisons that a claim needs and that could not be made: undecided, one finding for each method.
+
+    ``gaps``: (method, where). None where no comparison was made at all: such a claim is not run.
+    """
+    wheres: dict[str, dict[str, None]] = {}
+    for method, where in gaps:
+        wheres.setdefault(method, {})[where] = None
+    return [
+        Finding(UNDECIDED, f"{method}: nothing that can be compared on {'; '.join(places)}")
+        for method, places in wheres.items()
+        if made
+    ]
 
 
 def of_seeds(measured: Measured, bar: float, confidence: float, below: bool = False) -> tuple[str, str]:

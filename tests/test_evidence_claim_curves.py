@@ -11,6 +11,7 @@ from scipy import stats as scipy_stats
 
 from evidence.claim_curves import curve_findings, fluctuation
 from evidence.claim_scores import plateau_findings
+from evidence.learning_rates import not_chosen
 from evidence.pools import ItemValues, Panel, Pool
 from evidence.stats import Spread
 from evidence.verdicts import CONTRADICTED, SUPPORTED, UNDECIDED, seeds_to_decide
@@ -23,7 +24,7 @@ def collected(rows, epoch_steps=4.0):
     frame = pd.DataFrame(rows, columns=["variant", "seed", "step", "name", "layer", "value"])
     frame = frame.assign(model="m", corpus="c", status="ok", stale="", other_stack="")
     runs = frame.drop_duplicates(["variant", "seed"])[["model", "corpus", "variant", "seed"]].assign(
-        epoch_steps=epoch_steps
+        epoch_steps=epoch_steps, hyperparameters=""
     )
     return types.SimpleNamespace(
         curves=lambda names: frame[frame["name"].isin(names)],
@@ -149,13 +150,16 @@ def test_steadier_gradients():
 
 
 def test_norms_that_start_high_and_level_off():
-    claim = {"kind": "norms", "method": "hybrid", "others": ["lora"], "start": 5, "epoch": 5}
+    claim = {"kind": "norms", "method": "hybrid", "others": [], "start": 5, "epoch": 5}
     level = judged(claim, norms(20.0, 0.01, "hybrid"))
     assert (
         verdicts(level) == [SUPPORTED, SUPPORTED]
         and "norm of the first 3 steps 19.98 [19.88, 20.09], 3 seeds" in level[0].text
     )
     assert verdicts(judged(claim, norms(1.0, 0.01, "hybrid", trend=-0.1))) == [CONTRADICTED, CONTRADICTED]
+    claim["others"] = ["lora"]
+    alone = judged(claim, norms(20.0, 0.01, "hybrid"))
+    assert verdicts(alone) == [SUPPORTED, SUPPORTED, UNDECIDED] and alone[2].text.startswith("lora: nothing")
     short = judged(claim, norms(20.0, 0.01, "hybrid") + norms(20.0, 0.01, "lora"), epoch_steps=30.0)
     assert verdicts(short) == [SUPPORTED, SUPPORTED, UNDECIDED]  # one line for both methods
     assert "trains 1.4 epochs; 6 or more would show" in short[2].text
@@ -213,10 +217,19 @@ def test_a_plateau_is_a_smaller_slope():
     assert f"{np.polyfit(np.log2(SIZES), best, 1)[0]:+.2f} [" in found[0].text and "over 4 sizes" in found[0].text
     assert verdicts(plateau_findings(claim, [panel], runs[runs["method"] != "smt"])) == []
     flat, runs = ladder({"smt": 0.0, "lora": 0.0})
-    assert verdicts(plateau_findings(claim, [flat], runs)) == [UNDECIDED] * 2
+    found = plateau_findings(claim, [flat], runs)
+    assert verdicts(found) == [UNDECIDED] * 3 and "dora: nothing that can be compared on " in found[2].text
 
 
 def test_two_sizes_have_no_trend():
     panel, runs = ladder({"smt": 2.0, "lora": 0.0})
     few = runs[runs["parameters_trained"] <= 16000]
     assert plateau_findings({"method": "smt", "others": ["lora"]}, [panel], few) == []
+
+
+def test_the_rate_that_a_search_chose_stands_for_its_method():
+    panel, runs = ladder({"smt": 2.0, "lora": 0.0})
+    kept = panel.without(not_chosen(runs)).pools
+    assert [*kept] == [(f"{method}-r{size}-1e-01", "m") for method in ("smt", "lora") for size in SIZES]
+    failed = runs.assign(status=np.where(runs["hyperparameters"].str.contains("0.1"), "oom", "ok"))
+    assert all("1e-02" in variant for variant, _ in panel.without(not_chosen(failed)).pools)

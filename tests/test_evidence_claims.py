@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 import types
 
 import numpy as np
@@ -15,9 +17,10 @@ from evidence.cells import EvidenceError
 from evidence.claim_costs import cost_findings, iteration_findings, size_findings
 from evidence.claim_scores import score_findings
 from evidence.claims import CONTRADICTED, NOT_RUN, SUPPORTED, UNDECIDED, Judged, judge_claims, read_claims
+from evidence.paired import paired_difference
 from evidence.pools import ItemValues, Panel, Pool
 from evidence.stats import Spread
-from evidence.verdicts import variant_of
+from evidence.verdicts import needed, variant_of
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.normal(0, 10, (3, 400))
@@ -57,6 +60,24 @@ def test_above_means_above_each():
     assert verdict(ABOVE, panel(hybrid=pool(0.1), lora=pool(0, noise=1), boft=pool(-9, noise=0.1))) == UNDECIDED
     assert verdict({**ABOVE, "margin": 6}, panel(hybrid=pool(5), lora=pool(0, noise=0.1), boft=pool(0))) == CONTRADICTED
     assert verdict(ABOVE, panel(hybrid=pool(1))) == NOT_RUN
+
+
+def test_what_would_decide_is_items_where_no_number_of_seeds_can():
+    """One true difference spread over 64 items: more seeds leave the items' own part of the error as it is."""
+    draw = np.random.default_rng(3)
+    item = draw.normal(1.0, 10.0, 64)
+    texts = []
+    for seeds in (3, 60):
+        d = paired_difference(item + draw.normal(0, 2, (seeds, 64)), np.zeros((seeds, 64)))
+        assert d.items_own == pytest.approx(item.var(ddof=1) / 64, rel=0.1)
+        texts.append(needed(d, d.value, 0.95))
+    assert all("no number of seeds of 64 items would decide" in text for text in texts)
+    items = [int(re.search(r"fewer than ([\d,]+) items", text)[1].replace(",", "")) for text in texts]
+    assert items[0] == pytest.approx(items[1], rel=0.6) and min(items) > 64
+    by_seed = draw.normal(1.0, 2.0, (3, 1)) + draw.normal(0, 0.1, (3, 64))  # all of the spread is the seeds'
+    d = paired_difference(by_seed, np.zeros((3, 64)))
+    assert re.fullmatch(r"; at least \d+ seeds of 64 items would decide", needed(d, 1.0, 0.95))
+    assert needed(paired_difference(by_seed[:2], np.zeros((2, 64))), 1.0, 0.95) == "; 3 seeds or more would be needed"
 
 
 def test_lower_scores_are_better_where_the_metric_says_so():
@@ -127,7 +148,23 @@ def test_memory_is_counted_and_what_is_stale_enters_no_ratio():
     assert [f.verdict for f in cost_findings(both, costs(STEPS), {})] == [SUPPORTED, CONTRADICTED]
     stale = costs(STEPS)
     stale.costs.loc[stale.costs["variant"] == "full", "stale"] = "cost"
-    assert [f.verdict for f in cost_findings(both, stale, {})] == [CONTRADICTED]
+    found = cost_findings(both, stale, {})
+    assert [f.verdict for f in found] == [CONTRADICTED, UNDECIDED]
+    assert found[1].text == "full: nothing that can be compared on m, c"
+
+
+def test_up_to_is_a_claim_about_the_smallest_ratio():
+    claim = {**COST, "others": ["full", "lora"], "of": "memory", "best": True}  # 0.6 of full's, 1.2 of LoRA's
+    one, none = (cost_findings({**claim, "ratio": ratio}, costs(STEPS), {}) for ratio in (0.6, 0.5))
+    assert [f.verdict for f in one] == [SUPPORTED] and [f.verdict for f in none] == [CONTRADICTED]
+    assert "memory 0.60 of full's" in one[0].text and "memory 1.20 of lora's" in one[0].text
+
+
+def test_memory_is_that_of_a_whole_training_and_says_what_a_warm_up_costs():
+    warming = costs(STEPS, memory=(10, 10, 5))
+    warming.costs["memory_step_peak_bytes"] = [10, 4, 5]
+    (found,) = cost_findings({**COST, "of": "memory", "ratio": 0.6}, warming, {})
+    assert found.verdict == CONTRADICTED and "0.40 once its warm-up is over" in found.text
 
 
 def test_savings_at_all_sizes_need_two_models():
@@ -271,3 +308,23 @@ def test_errors_are_told(capsys, tmp_path):
         claims.main(["smt", "--collected", str(tmp_path)]) == 2
         and "nothing collected here yet" in capsys.readouterr().err
     )
+
+
+def test_a_claim_is_supported_only_if_all_that_it_needs_is_compared():
+    good = {"hybrid": pool(5), "lora": pool(0, noise=0.1), "boft": pool(1, noise=0.1)}
+    failed = Pool([], Spread(np.nan, np.nan, 0), None, (), "", None, None)
+    stale = dataclasses.replace(good["boft"], mark="‡")
+    for boft in ({}, {"boft": failed}, {"boft": stale}):
+        found = score_findings(
+            {"id": "x", **ABOVE}, [panel(**{k: v for k, v in good.items() if k != "boft"}, **boft)], {}
+        )
+        assert [f.verdict for f in found] == [SUPPORTED, UNDECIDED]
+        assert found[1].text == "boft: nothing that can be compared on GLUE, m"
+
+
+def test_below_is_the_worse_of_each_pair_and_shows_the_difference_as_it_is():
+    claim = {**ABOVE, "kind": "below"}
+    low = panel(hybrid=pool(-5), lora=pool(0, noise=0.1), boft=pool(-1, noise=0.1))
+    assert verdict(claim, low) == SUPPORTED and verdict({**claim, "margin": 6}, low) == CONTRADICTED
+    assert ": -5." in score_findings({"id": "x", **claim}, [low], {})[0].text
+    assert verdict(claim, panel(hybrid=pool(5), lora=pool(0, noise=0.1), boft=pool(9, noise=0.1))) == CONTRADICTED

@@ -14,6 +14,7 @@ from evidence import collect, grades
 from evidence.cells import EvidenceError
 from evidence.collected import Collected
 from evidence.curves import read_curve
+from evidence.pools import panels
 from harness import record
 
 
@@ -113,6 +114,33 @@ def test_costs_keep_kinds_of_memory_apart_and_failures(tree):
     kinds = ["weights", "gradients_at_peak", "optimizer", "activations"]
     assert sum(full[f"memory_{kind}_bytes"] for kind in kinds) == full["memory_peak_bytes"]
     assert full["memory_rss_peak_bytes"] > full["memory_peak_bytes"]
+
+
+def test_a_first_row_without_a_result_says_nothing_of_the_metric(tmp_path):
+    """A missing or crashed run declares no direction: a perplexity stays better when lower."""
+    plan = fake_results.build(tmp_path, failures=False, corpora=("headlines",))
+    for path in tmp_path.glob("runs/*/headlines/*/seed*/*/score.json"):
+        record.write(path, {**record.read(path), "lower_is_better": ["accuracy"]})
+    first = json.loads(plan.read_text())["cells"][0]
+    folder = tmp_path / "runs" / first["model"] / first["corpus"] / first["variant"] / f"seed{first['seed']}"
+    (folder / "headlines-test" / "score.json").unlink()
+    collect.main(["--plan", str(plan), "--out", str(tmp_path / "collected")])
+    (panel,) = panels(Collected(tmp_path / "collected"), reference=False)
+    assert panel.facts["status"].iloc[0] == "missing" and panel.first("lower_is_better", False)
+
+
+def test_the_peak_of_a_training_holds_its_warm_up(tmp_path):
+    plan = fake_results.build(tmp_path, failures=False, corpora=("headlines",))
+    path = tmp_path / "cost/tiny-bert/headlines/dora/cost.json"
+    made = record.read(path)
+    step = made["memory"]["peak"]
+    record.write(path, {**made, "warmup": {"steps": 5, "seconds": 1.0, "memory": {"peak": 3 * step}}})
+    collect.main(["--plan", str(plan), "--out", str(tmp_path / "collected")])
+    costs = Collected(tmp_path / "collected").costs
+    row = costs[(costs["model"] == "tiny-bert") & (costs["variant"] == "dora")].iloc[0]
+    assert (row["memory_step_peak_bytes"], row["memory_peak_bytes"]) == (step, 3 * step)
+    others = costs[(costs["model"] != "tiny-bert")]
+    assert (others["memory_step_peak_bytes"] == others["memory_peak_bytes"]).all()
 
 
 def test_an_epoch_takes_what_the_record_says_where_it_says_it(tree, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import shutil
 import types
 
 import fake_results
@@ -12,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from evidence import aggregate, figures, pareto, tables
+from evidence import aggregate, collect, figures, pareto, tables
 from evidence.aggregate import Scores
 from evidence.collected import Collected
 from evidence.figure_pareto import pareto_pages
@@ -20,6 +21,7 @@ from evidence.figure_profile import profile_pages, target_pages
 from evidence.overview import overview_table, overviews
 from evidence.style import styles
 from evidence.time_to_target import Workload, first_at, profile, score, seconds_at, workloads
+from harness import record
 
 RNG = np.random.default_rng
 
@@ -192,6 +194,18 @@ def test_the_table_holds_numbers_of_the_runs(collected):
     assert "majority" not in made["tiny-llama"].methods and "majority" in made["tiny-bert"].methods
     fronts = [m.front for m in made["tiny-bert"].methods.values() if m.front is not None]
     assert len(fronts) == 3 and all(0 <= share <= 1 for share in fronts) and sum(fronts) >= 1
+
+
+def test_runs_and_what_an_interval_covers_are_those_of_the_shared_seeds(folder, tmp_path):
+    """One method's third run fails: the others' numbers over all benchmarks rest on two seeds there, too, and say so."""
+    root = tmp_path / "fake"
+    shutil.copytree(folder.parent, root)
+    path = root / "runs/tiny-llama/snippets/dora/seed2/train.json"
+    record.write(path, {**record.read(path), "status": "oom", "reason": "memory"})
+    collect.main(["--plan", str(root / "plan.json"), "--out", str(root / "collected")])
+    made = {one.model: one for one in overviews(Collected(root / "collected"))}["tiny-llama"].methods
+    assert [made[v].runs for v in ("full", "lora", "dora")] == [5, 5, 5]
+    assert all(made[v].items_only for v in ("full", "lora", "dora"))
 
 
 def test_the_same_records_give_the_same_table(folder):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import re
+import types
 from pathlib import Path
 
 import nbformat
@@ -18,9 +20,10 @@ from evidence.collected import Collected
 from evidence.gap import share_closed
 from evidence.layout import latex, markdown
 from evidence.mean_of_evals import mean_pool
-from evidence.pools import ItemValues, Pool, Run
+from evidence.pools import ItemValues, Panel, Pool, Run, panels
 from evidence.reported import chosen, read_reported
 from evidence.stats import spread
+from evidence.tiers import panel_tiers
 from harness.plugins import ROOT
 
 PAPERS = sorted(path.parent.name for path in (ROOT / "papers").glob("*/tables.yaml"))
@@ -195,6 +198,53 @@ def test_the_share_is_the_ratio_and_its_bounds_solve_fieller_s_equation():
     assert (lowered.value, lowered.low, lowered.high) == pytest.approx((found.value, found.low, found.high))
     whole = share_closed(high, low, high)
     assert whole.value == 1.0 and whole.low == pytest.approx(1.0) and whole.high == pytest.approx(1.0)
+
+
+def gap_of(monkeypatch, pools):
+    found = types.SimpleNamespace(suite={"models": ["m"], "corpora": [], "variants": [*pools]})
+    monkeypatch.setattr(paper_scores, "names_of", lambda _: {name: name for name in ("m", *pools)})
+    monkeypatch.setattr(paper_scores, "_panels", lambda *_: [])
+    monkeypatch.setattr(paper_scores, "_pools", lambda *_: (pools, 1))
+    spec = {
+        "title": "G",
+        "low": "lora",
+        "high": "svdlora",
+        "methods": ["lorsum"],
+        "rows": [{"title": "a", "evals": ["a"]}],
+    }
+    return paper_scores.gap_table("p", spec, found).groups[0].rows[0]
+
+
+def test_a_share_is_of_the_seeds_that_all_three_have(monkeypatch):
+    draw = np.random.default_rng(4)
+    item, seed = draw.normal(0, 5, 60), draw.normal(0, 8, (4, 1))
+    values = {name: item + seed + shift + draw.normal(0, 0.1, (4, 60)) for name, shift in
+              (("lora", 0.0), ("lorsum", 2.0), ("svdlora", 4.0))}  # fmt: skip
+    seeds = {"lora": (0, 1, 2, 3), "lorsum": (0, 1, 2), "svdlora": (1, 2, 3)}
+    row = gap_of(monkeypatch, {name: pool(values[name][list(of)], of) for name, of in seeds.items()})
+    one, low, high = (values[name][[1, 2]] for name in ("lorsum", "lora", "svdlora"))
+    assert share_closed(one, low, high).value == pytest.approx(0.5, abs=0.02)
+    assert row[3] == share_closed(one, low, high).text() and row[4] == "2"
+
+
+def test_a_gap_without_a_sound_end_says_why(monkeypatch):
+    values = np.random.default_rng(5).normal(0, 1, (3, 60))
+    stale = dataclasses.replace(pool(values), mark="‡", runs=[Run(0, 1.0, "ok", "", "", "train", "", "")])
+    assert gap_of(monkeypatch, {"lora": stale, "lorsum": pool(values), "svdlora": pool(values + 1)})[3] == (
+        "not comparable: stale"
+    )
+
+
+def test_tiers_of_a_paper_s_table_are_those_of_the_methods_and_none_at_the_floor(fake, monkeypatch):
+    table = paper_scores.scores_table("hybrid", SPEC, fake)
+    panel = next(p for p in panels(fake, reference=False) if p.eval == "headlines-test")
+    expected = panel_tiers(panel, "tiny-llama")
+    at = [model for model in fake.suite["models"] if model in paper_scores.names_of(fake)].index("tiny-llama")
+    for label, variant in (("Full FT", "full"), ("LoRA", "lora"), ("DoRA", "dora")):
+        assert rows_of(table, "Headlines")[label][3 * at + 2] == expected.text(variant)
+    monkeypatch.setattr(Panel, "unresolved", lambda *_: True)
+    table = paper_scores.scores_table("hybrid", SPEC, fake)
+    assert rows_of(table, "Headlines")["LoRA"][3 * at + 2] == "not resolvable at this scale"
 
 
 # --------------------------------------------------------------------------- notebooks

@@ -17,6 +17,7 @@ import pytest
 
 from evidence import claims, collect, tables
 from evidence.collected import Collected
+from evidence.figure_scores import _left_out
 from evidence.layout import csv_text, markdown
 from evidence.overview import overviews
 from evidence.pools import panels
@@ -160,3 +161,21 @@ def test_a_benchmark_without_any_run_of_a_method_gives_it_no_number(sound, tmp_p
     made = {one.model: one for one in overviews(Collected(root / "collected"))}["tiny-llama"]
     assert made.methods["dora"].lacks == "oom: Programs (generated)"
     assert made.methods["dora"].quality is None and made.methods["full"].quality is not None
+
+
+def test_a_method_whose_runs_are_all_stale_is_compared_with_nobody(sound, tmp_path, monkeypatch):
+    root = tmp_path / "stale"
+    shutil.copytree(sound, root)
+    for seed in SEEDS:
+        spoil(root / f"runs/tiny-bert/headlines/dora/seed{seed}/train.json", "stale")
+    collect.main(["--plan", str(root / "plan.json"), "--out", str(root / "collected")])
+    collected = Collected(root / "collected")
+    rows = csv.DictReader(io.StringIO(csv_text(tables.difference_table(collected, "D"))))
+    found = {(row["model"], row["eval"], row["variant"]) for row in rows}
+    assert ("tiny-bert", "headlines-test", "dora") not in found
+    assert ("tiny-llama", "headlines-test", "dora") in found
+    (panel,) = (p for p in panels(collected, reference=False) if p.eval == "headlines-test")
+    assert _left_out(panel.pools["dora", "tiny-bert"]) == "3 stale"
+    text = page(root, tmp_path, monkeypatch)
+    assert "undecided: dora: nothing" not in text and "undecided: lora: nothing that can be compared on" in text
+    assert "Headlines, tiny-bert: " not in text and "Headlines, tiny-llama: " in text
