@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from evidence.paired import Difference, paired_difference, tail
-from evidence.pools import Pool, on_shared_seeds
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from evidence.pools import Pool
 
 ALPHA = 0.05
 EQUIVALENT, DIFFERENT, UNDECIDED = "equivalent", "different", "undecided"
@@ -40,11 +41,6 @@ class Equivalence:
         if self.p < self.alpha:
             return EQUIVALENT
         return DIFFERENT if self.low >= self.margin or self.high <= -self.margin else UNDECIDED
-
-    @property
-    def least_margin(self) -> float:
-        """The smallest margin within which these data show equivalence."""
-        return max(abs(self.low), abs(self.high))
 
     def text(self, digits: int = 1) -> str:
         """ "equivalent within ±0.5 (p 0.012; difference +0.1, 90 % [-0.2, +0.4]; 3 seeds, 400 items, seeds and items)"."""
@@ -70,12 +66,6 @@ def tost(first: np.ndarray, second: np.ndarray | float, margin: float, alpha: fl
     narrow = paired_difference(first, second, 1 - 2 * alpha)
     p = max(_not_beyond(found, -found.value, margin), _not_beyond(found, found.value, margin))
     return Equivalence(found, margin, p, narrow.low, narrow.high, alpha)
-
-
-def to_each_other(one: Pool, other: Pool, margin: float) -> Equivalence | None:
-    """Two methods on the seeds and items that both have; None where they share none, or the score is no mean over items."""
-    arrays = on_shared_seeds(one, other)
-    return tost(*arrays, margin) if arrays else None
 
 
 def to_reported(pool: Pool, reported: float, margin: float) -> Equivalence | None:

@@ -134,21 +134,6 @@ def cochran(tail: float, between: float, df: float, rest: float, df_rest: float)
     return (between * one + rest * other) / (between + rest)
 
 
-def pooled_seed_variance(pairs: list[np.ndarray]) -> tuple[float, float]:
-    """(var_a, degrees of freedom) over several pairs' differences (seeds, items): their mean squares, averaged.
-
-    Sound where the pairs share no method and the seeds' spread is alike; pairs that share one are not independent, and
-    the degrees of freedom are then too many.
-    """
-    import numpy as np
-
-    if not pairs:
-        raise ValueError("nothing to pool: no pair of methods")
-    found = [(mean_squares(np.asarray(d, float)[None])[1][0], len(d) - 1, d.shape[1]) for d in pairs]
-    df = sum(count for _, count, _ in found)
-    return max(0.0, sum(count * (a - e) / items for (a, e), count, items in found) / df), float(df)
-
-
 def detectable(found: Difference, power: float = 0.8) -> float:
     """The smallest true difference that a test like ``found`` calls one with that power: error x (critical + z); NaN
     without an interval."""

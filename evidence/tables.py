@@ -1,8 +1,8 @@
-"""Tables of a suite, one command: ``python -m evidence.tables --collected results/S/collected --out results/S/tables``.
+"""Tables of a suite, one command: ``python -m evidence.tables --collected results/S/collected --out results/S/tables/paper``.
 
-Writes ``scores`` (the Hybrid paper's Table I layout), ``overview``, ``differences``, ``cost`` and, where the suite searched for
-one, ``learning_rates``, each as Markdown, CSV and LaTeX.
-``python -m evidence.tables --plan results/S/plan.json --corpus C --out results/S/tables`` writes ``C.md`` in a second,
+Writes ``scores`` (the Hybrid paper's Table I layout), ``overview``, ``differences``, ``cost`` and, where a suite has them,
+``learning_rates`` (it searched for one) and ``tuning`` (it tuned), each as Markdown, CSV and LaTeX.
+``python -m evidence.tables --plan results/S/plan.json --corpus C --out results/S/tables/corpora`` writes ``C.md`` in a second,
 straight from the records, as soon as one corpus is done.
 """
 

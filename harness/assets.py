@@ -100,11 +100,6 @@ def asset_folder(name: str) -> Path:
     return folder
 
 
-def asset_record(name: str) -> dict:
-    """What ``prepare`` wrote of an asset: source, revision, files, label. Raises AssetMissing."""
-    return record.read(asset_folder(name) / "asset.json")
-
-
 def entry_hash(catalogue_entry: dict) -> str:
     """Hash of what an asset is made from: its sources, not its labels."""
     parts = {key: catalogue_entry.get(key) for key in ("sources", "tiny", "columns")}

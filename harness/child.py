@@ -18,7 +18,7 @@ from pathlib import Path
 from harness.failures import guard
 from harness.processes import die_with_parent
 
-ONLINE = ("prepare",)  # the only stages that may touch a network
+ONLINE = ("prepare",)  # the only stages that may download
 OFFLINE = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",

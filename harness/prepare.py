@@ -1,4 +1,4 @@
-"""Stage ``prepare``: make assets ready. The only stage that touches a network, and only for what is not there yet.
+"""Stage ``prepare``: make assets ready. The only stage that downloads, and only what is not there yet.
 
 ``python -m harness.prepare ASSET ... [--out asset.json]`` tries the catalogue's sources in order (a local mirror before
 the hub), checks every hash, and writes ``{cache}/{asset}/asset.json`` last.

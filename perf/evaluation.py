@@ -2,7 +2,7 @@
 
 ``python -m perf.evaluation`` asks SmolLM2 problems of GSM8K without and with five worked examples (generation up to
 the stop strings), the answers of benchmarks, and the endings of sentences among four (likelihoods). Stock runs at
-the fastest of several batch sizes, by a trial on a part of the requests, ours at its default. Where GSM8K is not
+the fastest of several batch sizes, each tried on all the requests, ours at its default. Where GSM8K is not
 prepared its rows are made up, and other benchmarks that are not are left out; the output says so. Ratios: stock's time
 over ours, medians over rounds with a 95 % bootstrap interval; texts and likelihoods are compared.
 """
@@ -29,7 +29,6 @@ from harness.seeds import Streams
 from perf.contest import ratio
 
 SIZES = (1, 4, 8, 16, 32)  # that stock may choose from
-TRIAL = 8  # generations; likelihoods are tried whole
 ENDINGS = 4
 LIKELIHOODS = (
     "commonsense-likelihood-openbookqa",
@@ -125,8 +124,7 @@ def endings(texts: Sequence[str]) -> list[Choices]:
 
 def contest(name: str, requests: list[Request], ours: LanguageModel, stock: Callable[[int], HFLM], rounds: int) -> dict:
     """Seconds of both sides by round, in turn, and how far their answers lie apart."""
-    trial = requests[:TRIAL] if isinstance(requests[0], Generate) else requests
-    tried = {size: timed(lambda size=size: answers_of_stock(stock(size), trial))[0] for size in SIZES}
+    tried = {size: timed(lambda size=size: answers_of_stock(stock(size), requests))[0] for size in SIZES}
     best = min(tried, key=tried.get)
     sides = {"ours": lambda: answers_of_ours(ours, requests), "stock": lambda: answers_of_stock(stock(best), requests)}
     seconds, apart = {side: [] for side in sides}, 0.0

@@ -99,14 +99,6 @@ def test_holm_s_adjustment():
     assert paired.holm([0.9, 0.8]) == [1.0, 1.0] and paired.holm([]) == []
 
 
-def test_pooling_averages_over_pairs():
-    shifts = [np.array([[0.0], [1.0], [2.0]]), np.array([[0.0], [3.0], [6.0]])]
-    variance, df = paired.pooled_seed_variance([np.repeat(s, 500, 1) for s in shifts])
-    assert variance == pytest.approx((1 + 9) / 2) and df == 4
-    with pytest.raises(ValueError, match="no pair"):
-        paired.pooled_seed_variance([])
-
-
 # --------------------------------------------------------------------------- coverage, a small part of the page
 
 

@@ -1,7 +1,12 @@
-# Assets and the list of cells. The only rules that may touch a network.
+# Assets and the list of cells. `prepare` alone downloads; on a cluster both run where Snakemake does.
 from harness.assets import cache
 
 ASSETS = str(cache())
+
+
+localrules:
+    prepare,
+    cells,
 
 
 def assets(names):
