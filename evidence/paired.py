@@ -8,8 +8,7 @@ the mean squares of seeds, items and rest (MS_A, MS_B, MS_E),
 var_a rests on S - 1 degrees of freedom and comes out zero too often, which makes plain intervals too short: m = (S - 1) /
 (the median of chi-squared on S - 1) makes it right in the median. The critical value is Cochran's: the t of each part,
 weighted by the part (W. G. Cochran, Biometrics 20, 1964). evidence/coverage.py simulates what that covers; with two seeds
-no form covers without being useless, and the interval is of the items only, and says so. ``seed_variance`` takes var_a
-from elsewhere, such as all pairs of a suite pooled, with its degrees of freedom.
+no form covers without being useless, and the interval is of the items only, and says so.
 """
 
 from __future__ import annotations
@@ -50,16 +49,9 @@ class Difference:
     items_own: float = 0.0  # what of it no further seed would take away: var_b / I (with one seed, all of the items')
 
 
-def paired_difference(
-    first: np.ndarray,
-    second: np.ndarray,
-    confidence: float = CONFIDENCE,
-    seed_variance: tuple[float, float] | None = None,
-) -> Difference:
-    """``first`` and ``second``: (seeds, items), the same of both. Raises ValueError for other shapes and missing values.
-
-    ``seed_variance``: (var_a, degrees of freedom) from elsewhere. One item has no spread: ValueError.
-    """
+def paired_difference(first: np.ndarray, second: np.ndarray, confidence: float = CONFIDENCE) -> Difference:
+    """``first`` and ``second``: (seeds, items), the same of both. Raises ValueError for other shapes, missing values, and one
+    item, which has no spread."""
     import numpy as np
 
     if np.ndim(first) != 2 or np.shape(first) != np.shape(second):
@@ -70,10 +62,8 @@ def paired_difference(
     (value,), (squares,), (rest,) = mean_squares(d[None])
     value = float(value)
     seeds, items = d.shape
-    between, df = (
-        seed_part(squares, seeds, items) if seed_variance is None else (seed_variance[0] / seeds, seed_variance[1])
-    )
-    whole = seeds >= LEAST_SEEDS or seed_variance is not None
+    between, df = seed_part(squares, seeds, items)
+    whole = seeds >= LEAST_SEEDS
     between = between if whole else 0.0
     error = math.sqrt(between + rest)
     if error == 0:
