@@ -1,7 +1,7 @@
 """Fig. 1: training time per epoch and memory by method, from the ``cost`` stage, a row of panels per model and corpus.
 
 Bars of time are medians, whiskers the quartiles of the step times. Bars of memory are live tensor bytes
-of a step, stacked by kind; a tick marks the peak of a training, warm-up steps included. Resident memory of the process is
+of a step, stacked by kind; a tick marks the peak of a training, warm-up and refreshes included. Resident memory of the process is
 another measure and has a panel of its own.
 """
 

@@ -207,9 +207,10 @@ def _cost_facts(found: Outcome) -> dict[str, Any]:
                         ("whole", ("seconds", "steps"))):  # fmt: skip
         row |= {f"{part}_{name}": dig(record, part, name) for name in names}
     row["warmup_peak_bytes"] = dig(record, "warmup", "memory", "peak")
+    row["refresh_peak_bytes"] = dig(record, "refresh", "memory", "peak")
     row["memory_step_peak_bytes"] = row.get("memory_peak_bytes")
-    peaks = [row[name] for name in ("memory_step_peak_bytes", "warmup_peak_bytes") if row[name] is not None]
-    row["memory_peak_bytes"] = max(peaks, default=None)  # what a training needs, its warm-up included
+    peaks = [row[f"{part}_peak_bytes"] for part in ("memory_step", "warmup", "refresh")]
+    row["memory_peak_bytes"] = max((peak for peak in peaks if peak is not None), default=None)  # of a whole training
     for name in ("trained", "effective", "total"):
         row[f"parameters_{name}"] = dig(record, "parameters", name)
     row["hardware"] = plain(dig(record, "provenance", "hardware"))

@@ -5,8 +5,9 @@ following and counting never touch a timed step.
 
 Where a method's steps differ, each kind has its own number, and the whole training's time is their sum. Two fields of
 a method are known here: ``refresh_every`` (its work under ``step.clock("refresh")`` is timed at the first step and once
-more after the timed ones) and ``warmup_steps`` (steps before ``after_step`` changes what trains: some are timed, the
-last is followed for memory, and the method's own steps are those after it).
+more after the timed ones, and one refreshing step is followed for memory) and ``warmup_steps`` (steps before
+``after_step`` changes what trains: some are timed, the last is followed for memory, and the method's own steps are those
+after it).
 
 Every method is measured on the same batches, whatever steps it takes before and between: the first WARM_STEPS, then the
 timed ones, then one that is followed, counted, and refreshed on.
@@ -152,15 +153,24 @@ def _warm_up(setup, logits, curve, followed: int) -> dict | None:
 
 
 def _refresh(setup, logits, curve, every: int | None, batch: int) -> dict | None:
-    """The refresh of the first step, and of one more step that is made to refresh; None where nothing is refreshed."""
-    first, step = curve.clocked.get("refresh"), setup.trainer.state.step
+    """The refresh of the first step, of one more step that is made to refresh, and memory of a third; None where nothing is
+    refreshed."""
+    first, age = curve.clocked.get("refresh"), setup.trainer.state.step
     if not every or not first:
         return None
-    setup.trainer.method.refresh_every = step  # so that this step is a multiple of it
+    _refresh_now(setup)
     setup.trainer.step(setup.micro_batches(batch), logits, curve)
-    setup.trainer.method.refresh_every = NEVER
     curve.flush(force=True)
-    return {"every": every, "first_seconds": first[0], "seconds": curve.clocked["refresh"][-1], "basis_age": step}
+    seconds = curve.clocked["refresh"][-1]
+    _refresh_now(setup)
+    memory = _memory(setup, logits, batch)
+    setup.trainer.method.refresh_every = NEVER
+    return {"every": every, "first_seconds": first[0], "seconds": seconds, "basis_age": age, "memory": memory}
+
+
+def _refresh_now(setup) -> None:
+    """The next step is a multiple of the interval, so that it refreshes."""
+    setup.trainer.method.refresh_every = setup.trainer.state.step
 
 
 def _set(method, name: str, value: int) -> int | None:

@@ -56,6 +56,7 @@ def test_refreshes_stand_apart_with_their_interval(measured):
     refresh = record["refresh"]
     assert refresh["every"] == 7 and refresh["seconds"] > 0 and refresh["first_seconds"] > 0
     assert refresh["basis_age"] == cost.WARM_STEPS + 3
+    assert refresh["memory"]["peak"] >= record["memory"]["weights"] and refresh["memory"]["optimizer"] > 0
     refreshes = 5  # at steps 0, 7, 14, 21, 28
     steps = 30 * record["seconds"]["median"] + refreshes * refresh["seconds"]
     assert record["whole"]["seconds"] == pytest.approx(record["prepare_seconds"] + steps)
