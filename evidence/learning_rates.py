@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from evidence.layout import Group, Table
+from evidence.names import LOSS_UNITS
 from evidence.trials import tried
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ def rates_table(collected: Collected, title: str) -> Table | None:
     if not found:
         return None
     rates = sorted({rate for search in found for rate in search.points})
-    heads = [("Validation loss, nats, at learning rate", [f"{rate:.0e}" for rate in rates]), ("", ["chosen", "seeds"])]
+    heads = [("Validation loss at learning rate", [f"{rate:.0e}" for rate in rates]), ("", ["chosen", "seeds"])]
     table = Table(title, ("Model, corpus", "Setting"), heads, [], [])
     groups: dict[tuple[str, str], Group] = {}
     for search in found:
@@ -155,6 +156,7 @@ def rates_table(collected: Collected, title: str) -> Table | None:
     table.notes = [
         "Chosen by the lowest mean validation loss, in brackets; test items play no part. (edge): the choice is the first "
         "or last rate that was tried.",
+        LOSS_UNITS,
     ]
     return table
 

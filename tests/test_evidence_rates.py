@@ -12,6 +12,7 @@ from evidence import tables, trials
 from evidence.figure_rates import rate_pages
 from evidence.layout import csv_text, markdown
 from evidence.learning_rates import rates_table, searches, settings
+from evidence.names import LOSS_UNITS
 from evidence.style import styles, use_print_style
 from evidence.summary import summary
 
@@ -85,6 +86,7 @@ def test_the_table_marks_the_choice_and_names_failures(runs):
     lora, hybrid = table.groups[0].rows
     assert lora == ["lora", "0.6100", "[0.5200]", "diverged", "1e-03", "2"]
     assert hybrid == ["hybrid", "[0.5800]", "0.5900", "", "1e-04 (edge)", "1"]
+    assert table.heads[0][0] == "Validation loss at learning rate" and LOSS_UNITS in table.notes
     assert "[0.5200]" in markdown(table).replace("\\", "") and "diverged" in csv_text(table)
 
 
@@ -116,6 +118,8 @@ def test_the_figure_has_a_panel_a_model_and_a_line_a_method(runs):
     both = pd.concat([runs, runs.assign(model="small", model_label="small")])
     (page,) = rate_pages(both, NONE, styles(list(dict.fromkeys(runs["variant"]))))
     shown = [axis for axis in page.axes if axis.axison]
+    assert {axis.get_ylabel() for axis in shown} == {"validation loss"}
+    assert LOSS_UNITS in " ".join(page.get_supxlabel().split())
     assert [axis.get_title() for axis in shown] == ["tiny\nRows", "small\nRows"]
     assert [text.get_text() for text in page.legends[0].get_texts()] == ["LoRA", "Hybrid"]
     filled = [line for line in shown[0].lines if len(line.get_xdata()) == 1]
