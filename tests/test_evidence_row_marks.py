@@ -7,7 +7,7 @@ import shutil
 import fake_results
 import pytest
 
-from evidence import collect
+from evidence import collect, paper_costs
 from evidence.collected import Collected
 from evidence.cost_table import cost_table
 from evidence.figure_cost import cost_pages
@@ -67,3 +67,45 @@ def test_fig_1_says_what_its_bars_of_time_are_and_explains_no_mark_that_is_not_t
     said = " ".join(page.get_supxlabel().split())
     assert "mean time per token x the epoch's tokens" in said and "median" not in said
     assert "‡" not in said and "†" not in said
+
+
+SPEC = {"title": "T", "methods": ["full", "lora", "dora"], "evals": ["headlines-test"]}
+LOSS, TIMES, SCORE = -2, slice(7, 9), -1  # cells of a row of the projection table, its name left out
+
+
+def projection_row(collected, method):
+    table = paper_costs.projection_table("x", SPEC, collected)
+    return next(row[1:] for row in table.groups[0].rows if row[0] == method), table.notes
+
+
+@pytest.mark.parametrize("mark", CHANGES)
+def test_a_projection_s_means_leave_out_what_the_score_beside_them_does(root, tmp_path, mark):
+    """Two of three runs of LoRA may not be compared, and have another loss, other facts and refreshes."""
+    shutil.copytree(root, tmp_path / "fake")
+    for seed, facts in ((0, {"iterations": 10}), (1, {"iterations": 90}), (2, {"iterations": 90})):
+        path = tmp_path / f"fake/runs/tiny-llama/headlines/lora/seed{seed}/train.json"
+        done = {**record.read(path), "facts": facts, "clocks": {"refresh": {"count": 2, "seconds": 2.0}}}
+        if seed:
+            done |= {**CHANGES[mark], "clocks": {"refresh": {"count": 2, "seconds": 80.0}}}
+            done["loss"] = {**done["loss"], "validation": [[0, 2.1], [30, 9.9]]}
+        record.write(path, done)
+    collect.main(["--plan", str(tmp_path / "fake/plan.json"), "--out", str(tmp_path / "collected")])
+    row, _ = projection_row(Collected(tmp_path / "collected"), "LoRA")
+    assert row[LOSS] == "1.200 (1 of 3)" and "(1 of 3)" in row[SCORE]
+    assert row[1] == "1.000" and row[3] == "10.0"
+
+
+@pytest.mark.parametrize("mark", CHANGES)
+def test_a_projection_s_time_that_may_not_be_compared_is_marked(changed, mark):
+    collected = changed("cost/tiny-llama/headlines/lora/cost.json", mark)
+    row, notes = projection_row(collected, "LoRA")
+    assert all(text.endswith(mark) for text in row[TIMES]) and any(note.startswith(mark) for note in notes)
+    assert not any(text.endswith(mark) for text in projection_row(collected, "DoRA")[0][TIMES])
+    costs = paper_costs.costs_table("x", SPEC, collected)
+    assert any(note.startswith(mark) for note in costs.notes)
+
+
+def test_a_time_that_could_not_be_measured_says_why(root):
+    collected = Collected(root / "collected")
+    collected.costs.loc[collected.costs["variant"] == "lora", ["status", "step_seconds_median"]] = ["timeout", None]
+    assert projection_row(collected, "LoRA")[0][TIMES.start] == "timeout"
