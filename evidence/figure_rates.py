@@ -1,7 +1,7 @@
 """Fig. 4: validation loss against learning rate, a panel per model and corpus, where a suite searched (learning_rates.py).
 
-A point is the mean over seeds, the filled one is chosen; a run that failed is a cross on the upper edge. The dotted line
-is the loss before training, above which a rate did harm.
+A point is the mean over seeds, the filled one is chosen; a rate with a run that failed or may not be compared is a cross on
+the upper edge. The dotted line is the loss before training, above which a rate did harm.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TRIALS = (
 )
 HOW = (
     "Points: mean validation loss over seeds at the end of training; filled: the lowest, which is chosen. A cross at the top: "
-    "that run failed.\nDotted: validation loss before training. " + LOSS_UNITS
+    "a run failed, is missing, stale or from other software.\nDotted: validation loss before training. " + LOSS_UNITS
 )
 
 

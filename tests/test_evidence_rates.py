@@ -30,6 +30,8 @@ def row(variant, rate, loss, method="lora", seed=7, status="ok", model="tiny", *
         **labels,
         **values,
         "variant_label": variant,
+        "stale": "",
+        "other_stack": "",
         "validation_first": 0.7,
         "eval": "rows",
         "parameters_trained": 1000,
@@ -76,6 +78,28 @@ def test_the_lowest_mean_over_seeds_is_chosen_and_a_failure_never(runs):
     assert next(search for search in searches(runs) if search.method == "hybrid").at_edge
 
 
+@pytest.mark.parametrize(
+    ("change", "status"),
+    [
+        ({"stale": "train"}, "stale"),
+        ({"other_stack": "torch 1 (2)"}, "other software"),
+        ({"validation_last": None}, "not a number"),
+    ],
+)
+def test_a_rate_with_a_run_that_may_not_be_compared_is_never_chosen(runs, change, status):
+    lowest = (runs["variant"] == "lora-1e-3") & (runs["seed"] == 8)
+    lora = searches(runs.assign(**{name: runs[name].where(~lowest, value) for name, value in change.items()}))[0]
+    assert lora.points[1e-3][1:3] == (None, status) and lora.best == 1e-4
+
+
+def test_a_rate_that_lacks_a_seed_of_the_others_is_never_chosen_and_says_so(runs):
+    missing = (runs["variant"] == "lora-1e-3") & (runs["seed"] == 8)  # as it never ran, nothing tells its rate
+    table = rates_table(
+        types.SimpleNamespace(runs=runs.assign(hyperparameters=runs["hyperparameters"].mask(missing, ""))), "T"
+    )
+    assert table.groups[0].rows[0] == ["lora", "[0.6100]", "1 of 2 seeds", "diverged", "1e-04 (edge)", "2"]
+
+
 def test_a_run_with_two_evals_counts_once(runs):
     twice = pd.concat([runs, runs.assign(eval="other")])
     assert searches(twice) == searches(runs)
@@ -91,9 +115,7 @@ def test_the_table_marks_the_choice_and_names_failures(runs):
 
 
 def test_a_search_that_scores_nothing_has_a_table_and_a_summary(runs, tmp_path):
-    unscored = runs[runs["hyperparameters"] != ""].assign(
-        eval="", headline=False, metric="", stage="train", reason="", stale=""
-    )
+    unscored = runs[runs["hyperparameters"] != ""].assign(eval="", headline=False, metric="", stage="train", reason="")
     collected = types.SimpleNamespace(
         runs=unscored,
         costs=unscored[:0],
