@@ -27,9 +27,9 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
-import yaml
-
+from evidence import checked_yaml as checked
 from evidence.cells import EvidenceError
 from evidence.claim_costs import COSTS, cost_findings, iteration_findings, size_findings
 from evidence.claim_curves import KINDS as CURVE_KINDS
@@ -62,23 +62,49 @@ KINDS: dict[str, tuple[set[str], set[str]]] = {  # fields that a kind needs, and
 }
 
 
+def _method(value: Any) -> str:
+    """A family's name, or a mapping with it and hyper-parameters."""
+    named = value.get("method") if isinstance(value, dict) else value
+    fits = isinstance(named, str) and named
+    return "" if fits else checked.unlike("a method's name, or a mapping with method and hyper-parameters", value)
+
+
+CHECKS: dict[str, checked.Check] = {  # of a field's value; a field that is not here may hold anything
+    **dict.fromkeys(("id", "claim", "place", "kind", "why"), checked.text),
+    "method": _method,
+    "others": checked.list_of(_method),
+    "evals": checked.list_of(checked.text),
+    "margin": checked.not_negative,
+    "of": checked.one_of(COSTS),
+    "ratio": checked.positive,
+    "best": checked.boolean,
+    "ratios": checked.mapping_of(checked.one_of(COSTS), checked.positive),
+    "share": checked.share,
+    "start": checked.positive,
+    "epoch": checked.count,
+}
+STRICTER: dict[str, dict[str, checked.Check]] = {
+    "equal": {"margin": checked.positive},  # nothing is equal to within nothing
+    "plateau": {"method": checked.text, "others": checked.list_of(checked.text)},  # a whole family, of all its sizes
+}
+
+
 def read_claims(path: Path) -> list[dict]:
-    """Checked claims. Raises EvidenceError naming the claim and what is wrong with it."""
-    claims = yaml.safe_load(path.read_text(encoding="utf-8"))
-    seen = set()
-    for number, claim in enumerate(claims, 1):
-        name, kind = claim.get("id", f"number {number}"), claim.get("kind")
-        needed, allowed = KINDS.get(kind, (set(), set()))
-        missing, unknown = (COMMON | needed) - set(claim), set(claim) - COMMON - needed - allowed
-        costs = {claim["of"]} if "of" in claim else set(claim.get("ratios", ()))
-        if kind not in KINDS or unknown or missing or name in seen or costs - set(COSTS):
-            raise EvidenceError(
-                f"{path}: claim {name}: kind is one of {', '.join(KINDS)}; missing: {', '.join(sorted(missing))}; "
-                f"unknown: {', '.join(sorted(unknown | (costs - set(COSTS))))}"
-                + ("; its id is taken" if name in seen else "")
-            )
-        seen.add(name)
-    return claims
+    """Checked claims. Raises EvidenceError naming the claim, the field and what is expected there."""
+    return checked.read_entries(path, "claim", _wrong)
+
+
+def _wrong(claim: dict) -> str:
+    """What is wrong with a claim; empty where nothing is."""
+    kind = claim.get("kind")
+    if not isinstance(kind, str) or kind not in KINDS:
+        return f"kind is one of {', '.join(KINDS)}, not {kind!r}"
+    checks = {**CHECKS, **STRICTER.get(kind, {})}
+    needed, optional = (
+        {name: checks.get(name, lambda _: "") for name in sorted(names)}
+        for names in (COMMON | KINDS[kind][0], KINDS[kind][1])
+    )
+    return checked.fields(needed, optional)(claim)
 
 
 def judge_claims(claims: list[dict], collected: Collected, found: list[Panel] | None = None) -> list[Judged]:

@@ -12,10 +12,10 @@ runs.parquet: one row per training x eval x metric (a single one with an empty v
     specification than the plan's; stack: hash of software versions and device; other_stack: where it differs from most
     records', in words
     steps, epoch_steps, batch_size (rows), hyperparameters (JSON), tokens_supervised, tokens_total,
-    parameters_{trained,effective,total}, loss_{first,last}, validation_{first,last} (nats/token), train_seconds (beside
-    other jobs: for times to quote see costs) and of these refresh_seconds in so many refreshes, rss_peak_bytes, facts
-    (JSON: what the method says of the training), overlap (JSON: training rows that test items give away), commit, dirty,
-    device
+    parameters_{trained,effective,total}, loss_{first,last}, validation_{first,last} (nats/token, or squared error where
+    a value is predicted), train_seconds (beside other jobs: for times to quote see costs) and of these refresh_seconds in
+    so many refreshes, rss_peak_bytes, facts (JSON: what the method says of the training), overlap (JSON: training rows
+    that test items give away), commit, dirty, device
 curves.parquet: one row per number: status, stale, other_stack, step, name (loss, gradient_norm, validation_loss and
     what the method logs), layer, value
 items.parquet: one row per training x eval x item: eval, stale, item, grade (JSON), its numeric fields as grade.<field>
@@ -29,7 +29,7 @@ costs.parquet: one row per model x corpus x variant, measured with the machine t
     (a training), parameters_{trained,effective,total}, hardware, device
 trials.parquet: one row per trial of the tuning and seed of it (none of a suite that does not tune): trial, seed, status,
     reason, stale, values (JSON: of the searched fields), searched (JSON: their spaces), chosen,
-    validation_{first,last} (nats/token), validation_examples, steps, tokens, seconds (of all its phases, beside other jobs),
+    validation_{first,last} (as in runs), validation_examples, steps, tokens, seconds (of all its phases, beside other jobs),
     parameters_trained
 suite.json: names and orders for tables and figures, protocol, reference stacks, problems met; written last
 """

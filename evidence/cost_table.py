@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from evidence.layout import Group, Table
-from evidence.pools import OTHER_STACK, STALE
+from evidence.row_marks import clean, cost_mark_notes, mark
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,7 +48,7 @@ def cost_table(collected: Collected, title: str) -> Table | None:
     order = {name: index for index, name in enumerate(collected.suite["variants"])}
     for _, rows in costs.groupby(["model", "corpus"], sort=False):
         rows = rows.sort_values("variant", key=lambda column: column.map(order), kind="stable")
-        full = rows[(rows["method"] == "full") & (rows["status"] == "ok")]["step_seconds_median"]
+        full = clean(rows[rows["method"] == "full"])["step_seconds_median"]
         group = Group(_describe(rows))
         for _, row in rows.iterrows():
             texts = _cells(row, full.iloc[0] if len(full) else None, device, list(extra))
@@ -73,22 +73,21 @@ def _describe(rows: pd.DataFrame) -> list[str]:
 def _cells(row: pd.Series, full: float | None, device: list[str], extra: list[str]) -> list[str]:
     """The texts of one row; a failure stands where the step time would."""
     count = 7 + len(extra) + 1 + len(MEMORY) + len(device) + 1
-    mark = (STALE if row["stale"] else "") + (OTHER_STACK if row["other_stack"] else "")
     if row["status"] != "ok":
-        return [row["status"] + mark, *["—"] * (count - 1)]
+        return [row["status"] + mark(row), *["—"] * (count - 1)]
     step = _number(row["step_seconds_median"], _seconds)
     if _known(row["step_seconds_q25"]) and _known(row["step_seconds_q75"]):
         step += f" [{_seconds(row['step_seconds_q25'])}, {_seconds(row['step_seconds_q75'])}]"
     epoch = _number(row["epoch_seconds_median"], lambda value: _minutes(value / 60))
     if _known(row["epoch_steps"]):
         epoch += f" ({int(row['epoch_steps']):,})"
-    comparable = full is not None and not mark and _known(row["step_seconds_median"])
+    comparable = full is not None and not mark(row) and _known(row["step_seconds_median"])
     memory = [_number(row.get(f"memory_{kind}_bytes"), _mebibytes) for kind in MEMORY]
     share = None
     if _known(row["parameters_trained"]) and _known(row["parameters_total"]):
         share = 100 * row["parameters_trained"] / row["parameters_total"]
     return [
-        step + mark,
+        step + mark(row),
         _number(row["tokens_per_second"], lambda value: f"{value:,.0f}"),
         epoch,
         f"{row['step_seconds_median'] / full:.2f}" if comparable else "—",
@@ -110,6 +109,7 @@ def _notes(costs: pd.DataFrame) -> list[str]:
     notes = [
         f"Measured with the machine to itself: median{counted} and quartiles. An epoch is one pass over the corpus as "
         "the suite limits it, its number of steps in brackets. Start: what a method does with data before its first step.",
+        "An epoch's time is its tokens x the mean time per token, so it need not be the median step x the steps.",
         "s/step leaves out refreshes and warm-up steps, which have columns of their own; an epoch holds its share of the "
         "refreshes, and the whole training (so many steps as the suite asks) start, warm-up, refreshes and steps.",
         "Live tensors: bytes that tensors hold in one step; gradients at their largest, activations and work space as "
@@ -122,11 +122,7 @@ def _notes(costs: pd.DataFrame) -> list[str]:
     overhead = costs["instrument_overhead"].dropna()
     if len(overhead):
         notes.append(f"The instruments took at most {100 * overhead.max():.1f} % of a step.")
-    if costs["stale"].astype(bool).any():
-        notes.append(f"{STALE} stale: measured for another specification than the suite's present one.")
-    if costs["other_stack"].astype(bool).any():
-        differences = sorted({text for text in costs["other_stack"] if text})
-        notes.append(f"{OTHER_STACK} measured with other software, device or hardware: {' | '.join(differences)}.")
+    notes += cost_mark_notes(costs)
     for _, row in costs[~costs["status"].isin(("ok", "missing"))].iterrows():
         where = f"{row['model_label']}, {row['corpus_label']}, {row['variant_label']}"
         notes.append(f"Failed: {where}: {row['status']}" + (f" ({row['reason']})." if row["reason"] else "."))

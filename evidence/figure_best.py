@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from evidence.expected_best import expected_best
+from evidence.names import LOSS_UNITS
 from evidence.style import PAGE_WIDTH, Style, footer, legend_columns, panel_title
 from evidence.trials import Tried, tried
 
@@ -16,7 +17,7 @@ PANEL_HEIGHT, ACROSS = 2.9, 2  # inches; panels side by side
 HOW = (
     "Mean over all orders of a method's trials (n = {}, mean over {} tuning seed{}) of the lowest validation loss "
     "among the first k (Dodge et al. 2019; unbiased form of Tang et al. 2020). Bands: where it lies in 95 % of the orders; they "
-    "say nothing of other trials or seeds. A failed trial counts as the loss before training."
+    "say nothing of other trials or seeds. A failed trial counts as the loss before training. " + LOSS_UNITS
 )
 
 
@@ -51,7 +52,7 @@ def _page(panels: dict[tuple[str, str], list[Tried]], styles: dict[str, Style]) 
         for search in group:
             drawn.setdefault(styles[search.cell[2]].label, _draw(axis, search, styles[search.cell[2]]))
         axis.set_xlabel("trials, k")
-        axis.set_ylabel("expected best validation loss, nats")
+        axis.set_ylabel("expected best validation loss")
         axis.xaxis.get_major_locator().set_params(integer=True)
     figure.legend(
         drawn.values(), drawn.keys(), loc="outside upper center", ncols=legend_columns(list(drawn)), handlelength=2.6

@@ -1,8 +1,9 @@
 """Fig. 1: training time per epoch and memory by method, from the ``cost`` stage, a row of panels per model and corpus.
 
-Bars of time are medians, whiskers the quartiles of the step times. Bars of memory are live tensor bytes
-of a step, stacked by kind; a tick marks the peak of a training, warm-up and refreshes included. Resident memory of the process is
-another measure and has a panel of its own.
+Bars of time are the mean time per token x the epoch's tokens, whiskers the quartiles of the steps, scaled to it. Bars of
+memory are live tensor bytes of a step, stacked by kind; a tick marks the peak of a training, warm-up and refreshes included.
+Resident memory of the process is another measure and has a panel of its own. What may not be compared bears a mark beside its
+name.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from evidence.row_marks import cost_mark_notes, mark
 from evidence.style import MEMORY_KINDS, PAGE_WIDTH, Style, footer, heading, pages
 
 if TYPE_CHECKING:
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
 MIB, GIB = 2**20, 2**30
 HOW = (
-    "Time: median step over an epoch, with its refreshes; whiskers: quartiles of the steps. "
+    "Time: mean time per token x the epoch's tokens, with its refreshes; whiskers: quartiles of the steps, scaled to it. "
     "Live tensors and RSS are different measures."
 )
 
@@ -35,6 +37,7 @@ def _height(rows: pd.DataFrame) -> float:
 
 def _page(groups: Sequence[pd.DataFrame], styles: dict[str, Style]) -> Figure:
     import matplotlib.pyplot as plt
+    import pandas as pd
 
     heights = [_height(rows) for rows in groups]
     figure, axes = plt.subplots(
@@ -55,7 +58,7 @@ def _page(groups: Sequence[pd.DataFrame], styles: dict[str, Style]) -> Figure:
         title = f"{rows['model_label'].iloc[0]}, {rows['corpus_label'].iloc[0]}"
         heading(row, title)
     _legend(figure)
-    footer(figure, HOW)
+    footer(figure, "\n".join([HOW, *cost_mark_notes(pd.concat(groups))]))
     return figure
 
 
@@ -127,7 +130,7 @@ def _resident(axis, rows: pd.DataFrame, styles: dict[str, Style]) -> None:
 
 def _finish(axis, rows: pd.DataFrame, label: str, named: bool = True) -> None:
     """Names on the left, the first method on top, room for the numbers at the bars' ends."""
-    names = [f"{name}{'‡' if stale else ''}" for name, stale in zip(rows["variant_label"], rows["stale"], strict=True)]
+    names = [row["variant_label"] + mark(row) for _, row in rows.iterrows()]
     axis.set_yticks(range(len(rows)), names if named else [""] * len(rows))
     axis.set_ylim(len(rows) - 0.45, -0.55)
     axis.set_xlim(0, axis.dataLim.xmax * 1.22 if axis.dataLim.xmax > 0 else 1)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from evidence.names import LOSS_UNITS
 from evidence.style import PAGE_WIDTH, Style, footer, heading, legend_columns, pages
 
 if TYPE_CHECKING:
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 ROW_HEIGHT, CROWDED_HEIGHT = 1.9, 2.9  # inches
 MOST_BANDS = 8
 HOW = (
-    "Lines: means over seeds{bands}. A thin line that ends in a cross: a run that failed there. Loss: nats,\n"
-    "or squared error where a value is predicted. Runs that are stale or come from other software are left out."
+    "Lines: means over seeds{bands}. A thin line that ends in a cross: a run that failed there. "
+    f"{LOSS_UNITS} Runs that are stale or come from other software are left out."
 )
 MOST_POINTS = 200
 MARKER_SIZES = {"*": 7, "P": 5, "X": 5}  # points; stars and crosses fill less of theirs

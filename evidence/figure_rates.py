@@ -1,7 +1,7 @@
 """Fig. 4: validation loss against learning rate, a panel per model and corpus, where a suite searched (learning_rates.py).
 
-A point is the mean over seeds, the filled one is chosen; a run that failed is a cross on the upper edge. The dotted line
-is the loss before training, above which a rate did harm.
+A point is the mean over seeds, the filled one is chosen; a rate with a run that failed or may not be compared is a cross on
+the upper edge. The dotted line is the loss before training, above which a rate did harm.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from evidence.learning_rates import Search, searches, tuned_searches
-from evidence.names import label_of
+from evidence.names import LOSS_UNITS, label_of
 from evidence.style import PAGE_WIDTH, Style, footer, legend_columns, panel_title
 
 if TYPE_CHECKING:
@@ -20,11 +20,11 @@ PANEL_HEIGHT = 2.9  # inches
 ACROSS = 2
 TRIALS = (
     "A point is a trial, {} a method{}. Filled: the chosen one, of the lowest validation loss. A cross at the top: that trial "
-    "failed. Dotted: validation loss before training."
+    "failed. Dotted: validation loss before training. " + LOSS_UNITS
 )
 HOW = (
     "Points: mean validation loss over seeds at the end of training; filled: the lowest, which is chosen. A cross at the top: "
-    "that run failed.\nDotted: validation loss before training."
+    "a run failed, is missing, stale or from other software.\nDotted: validation loss before training. " + LOSS_UNITS
 )
 
 
@@ -101,7 +101,7 @@ def _finish(axis, group: list[Search], before: float | None) -> None:
 
     axis.set_xscale("log")
     axis.set_xlabel("learning rate")
-    axis.set_ylabel("validation loss, nats")
+    axis.set_ylabel("validation loss")
     losses = [point.loss for search in group for point in search.points.values() if point.loss is not None]
     if not losses:
         return

@@ -1,7 +1,8 @@
 """A search over learning rates, where a suite has one: variants that differ by nothing else, held against each other.
 
-The choice is by validation loss alone, the mean over seeds; a rate whose run did not end well cannot be chosen. Rates of
-a variant that has several (Hybrid's two branches) move together, and its first, ``learning_rate``, names the point.
+The choice is by validation loss alone, the mean over seeds; a rate cannot be chosen where a run of it did not end well, is
+stale or comes from other software, or where it lacks a seed that another rate has. Rates of a variant that has several
+(Hybrid's two branches) move together, and its first, ``learning_rate``, names the point.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from evidence.layout import Group, Table
+from evidence.names import LOSS_UNITS
 from evidence.trials import tried
 
 if TYPE_CHECKING:
@@ -23,11 +25,11 @@ LEAST = 2  # points that make a search
 
 
 class Point(NamedTuple):
-    """One rate of a search. ``loss``: validation loss, the mean over seeds; None where a run did not end well."""
+    """One rate of a search. ``loss``: validation loss, the mean over seeds; None where it may not be compared."""
 
     variant: str
     loss: float | None
-    status: str  # "ok", or how the first bad run ended
+    status: str  # "ok", or why it has no loss: how the first bad run ended, or which seeds there are
     trained: int | None  # parameters
     losses: tuple[float, ...] = ()  # of each seed, where there are several to show
 
@@ -126,20 +128,31 @@ def _search(points: list[tuple[float, dict]]) -> Search:
     by_rate: dict[float, list[dict]] = {}
     for rate, row in sorted(points, key=lambda point: point[0]):
         by_rate.setdefault(rate, []).append(row)
+    seeds = {row["seed"] for _, row in points}
     made = {}
     for rate, rows in by_rate.items():
-        bad = next((str(row["status"]) for row in rows if row["status"] != "ok" or not _number(row)), "")
+        bad = next(filter(None, map(_fault, rows)), "")
+        if not bad and (count := len({row["seed"] for row in rows})) < len(seeds):
+            bad = f"{count} of {len(seeds)} seeds"
         loss = None if bad else sum(row["validation_last"] for row in rows) / len(rows)
         counts = [
             int(row["parameters_trained"]) for row in rows if row["parameters_trained"] == row["parameters_trained"]
         ]
         made[rate] = Point(rows[0]["variant"], loss, bad or "ok", counts[0] if counts else None)
     named = (first[name] for name in ("model", "model_label", "corpus", "corpus_label", "method"))
-    return Search(*named, max(len(rows) for rows in by_rate.values()), made)
+    return Search(*named, len(seeds), made)
 
 
-def _number(row: dict) -> bool:
-    return row["validation_last"] is not None and row["validation_last"] == row["validation_last"]
+def _fault(row: dict) -> str:
+    """Why a run may not be compared with others; empty where it may."""
+    if row["status"] != "ok":
+        return str(row["status"])
+    if row["stale"]:
+        return "stale"
+    if row["other_stack"]:
+        return "other software"
+    known = row["validation_last"] is not None and row["validation_last"] == row["validation_last"]
+    return "" if known else "not a number"
 
 
 def rates_table(collected: Collected, title: str) -> Table | None:
@@ -148,7 +161,7 @@ def rates_table(collected: Collected, title: str) -> Table | None:
     if not found:
         return None
     rates = sorted({rate for search in found for rate in search.points})
-    heads = [("Validation loss, nats, at learning rate", [f"{rate:.0e}" for rate in rates]), ("", ["chosen", "seeds"])]
+    heads = [("Validation loss at learning rate", [f"{rate:.0e}" for rate in rates]), ("", ["chosen", "seeds"])]
     table = Table(title, ("Model, corpus", "Setting"), heads, [], [])
     groups: dict[tuple[str, str], Group] = {}
     for search in found:
@@ -164,7 +177,9 @@ def rates_table(collected: Collected, title: str) -> Table | None:
     table.groups = list(groups.values())
     table.notes = [
         "Chosen by the lowest mean validation loss, in brackets; test items play no part. (edge): the choice is the first "
-        "or last rate that was tried.",
+        "or last rate that was tried. In a loss's place: why a rate cannot be chosen, be it one run that failed, is stale or "
+        "comes from other software, or a seed that it lacks and another rate has.",
+        LOSS_UNITS,
     ]
     return table
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 
+LOSS_UNITS = "Loss: nats, or squared error where a value is predicted."
 FAMILIES = {
     "untuned": "Untuned",
     "majority": "Majority class",

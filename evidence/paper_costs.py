@@ -13,6 +13,7 @@ from evidence.layout import Group, Table
 from evidence.names import family_of
 from evidence.paper_scores import NOT_RUN
 from evidence.pools import Pool, panels
+from evidence.row_marks import clean, cost_mark_notes, mark
 from evidence.score_table import average, decimals, names_of
 
 if TYPE_CHECKING:
@@ -35,8 +36,7 @@ def costs_table(paper: str, spec: dict, collected: Collected) -> Table:
     table = Table(spec["title"], ("Model, corpus", "Method"), heads, [], [])
     costs = collected.costs
     for _, rows in costs.groupby(["model", "corpus"], sort=False) if len(costs) else ():
-        clean = rows[(rows["status"] == "ok") & (rows["stale"] == "") & (rows["other_stack"] == "")]
-        full = clean[clean["method"] == "full"]
+        full = clean(rows[rows["method"] == "full"])
         base = full.iloc[0].to_dict() if len(full) else {}
         group = Group([str(rows["model_label"].iloc[0]), str(rows["corpus_label"].iloc[0])])
         for entry in rows.to_dict("records"):
@@ -50,6 +50,7 @@ def costs_table(paper: str, spec: dict, collected: Collected) -> Table:
     table.notes = [
         "Medians of timed steps with the machine to itself; a step between two refreshes, whose time is in the training's. "
         "Live tensors of one step; the third part leaves activations out, which depend on batch and length.",
+        *cost_mark_notes(costs),
         *(f"The paper says: {text}" for text in spec.get("claims", [])),
     ]
     return table
@@ -62,11 +63,11 @@ def _cost_cells(entry: dict[str, Any], full: dict[str, Any]) -> list[str]:
 
     if entry["status"] != "ok":
         return [entry["status"] + (f": {entry['reason']}" if entry["reason"] else ""), *["—"] * 8]
-    mark = "‡" * bool(entry["stale"]) + "†" * bool(entry["other_stack"])
+    marks = mark(entry)
 
     def ratio(name: str) -> str:
         one, other = known(entry, name), known(full, name)
-        return f"{one / other:.3f}" if one and other and not mark else "—"
+        return f"{one / other:.3f}" if one and other and not marks else "—"
 
     entry, full = ({**row, "state_bytes": _state(row)} for row in (entry, full))
     trained, total = known(entry, "parameters_trained"), known(entry, "parameters_total")
@@ -76,7 +77,7 @@ def _cost_cells(entry: dict[str, Any], full: dict[str, Any]) -> list[str]:
     return [
         f"{trained:,.0f}" if trained else "—",
         f"{100 * trained / total:.3g} %" if trained and total else "—",
-        (f"{step:.3g} [{low:.3g}, {high:.3g}] ({count:.0f})" if step and low and high and count else "—") + mark,
+        (f"{step:.3g} [{low:.3g}, {high:.3g}] ({count:.0f})" if step and low and high and count else "—") + marks,
         ratio("step_seconds_median"),
         *(
             text
@@ -125,20 +126,25 @@ def projection_table(paper: str, spec: dict, collected: Collected) -> Table:
     table.notes = [
         "A refresh's time, iterations, passes over the gradient and captured energy (share of the gradient's squares in "
         "the basis, mean and lowest over matrices): means over refreshes and matrices, then over runs. A refresh's time ran "
-        "beside other jobs; that in the training's seconds is stage cost's. DPI-GLRP is our reading of an abstract."
+        "beside other jobs; that in the training's seconds is stage cost's. DPI-GLRP is our reading of an abstract.",
+        "Means take runs that ended well, belong to the suite's present specification and come from the reference software; "
+        "where others are left out, the loss is of so many runs of all.",
+        *cost_mark_notes(collected.costs),
     ]
     return table
 
 
 def _projection_row(rows: pd.DataFrame, cost: dict) -> dict[str, str]:
+    """Texts by name. ``cost``: the method's row of costs, empty where there is none; a failed one is told by its status."""
     first = rows.drop_duplicates("seed")
-    facts = [json.loads(text) for text in first["facts"] if text]
-    fine = first[first["status"] == "ok"]
+    fine = clean(first)
+    facts = [json.loads(text) for text in fine["facts"] if text]
     refreshed = fine[fine["refreshes"] > 0]
     each = (refreshed["refresh_seconds"] / refreshed["refreshes"]).mean() if len(refreshed) else None
-    every = [json.loads(text).get("refresh_every") for text in first["hyperparameters"] if text]
+    every = [json.loads(text).get("refresh_every") for text in fine["hyperparameters"] if text]
     loss = fine["validation_last"].dropna()
     lost = "" if len(fine) == len(first) else f" of {len(first)}"
+    marks = mark(cost) if cost else ""
     step, whole = cost.get("step_seconds_median"), cost.get("whole_seconds")
     return {
         "builder": next((str(f["projector"]) for f in facts if "projector" in f), "—"),
@@ -148,9 +154,9 @@ def _projection_row(rows: pd.DataFrame, cost: dict) -> dict[str, str]:
         "passes": _mean(facts, "passes", 1),
         "energy": _mean(facts, "captured_share", 4),
         "lowest": _mean(facts, "captured_share_lowest", 4),
-        "step": _number(step, 3),
-        "training": f"{whole:.3g} ({cost['whole_steps']:.0f})" if whole and whole == whole else "—",
-        "validation": f"{loss.mean():.3f} ({len(loss)}{lost})" if len(loss) else "—",
+        "step": (_number(step, 3) if cost.get("status") in ("ok", None) else cost["status"]) + marks,
+        "training": (f"{whole:.3g} ({cost['whole_steps']:.0f})" if whole and whole == whole else "—") + marks,
+        "validation": f"{loss.mean():.3f} ({len(loss)}{lost})" if len(loss) else f"— (0{lost})" if lost else "—",
     }
 
 

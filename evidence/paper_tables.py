@@ -18,8 +18,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import yaml
-
+from evidence import checked_yaml as checked
 from evidence.cells import EvidenceError
 from evidence.collected import Collected
 from evidence.layout import Table
@@ -34,27 +33,55 @@ KINDS: dict[str, Callable] = {
     "gap": gap_table,
     "projection": projection_table,
 }
-FIELDS = {
-    "scores": {"rows", "methods", "reported", "models", "margin"},
-    "costs": {"methods", "claims"},
-    "gap": {"rows", "low", "high", "methods"},
-    "projection": {"methods", "evals"},
+NAMES = checked.list_of(checked.text)
+LABELS = checked.mapping_of(checked.text, checked.text)
+ROW = {"title": checked.text, "evals": NAMES}
+METRIC = {"metric": checked.text}
+PRINTED = checked.fields({"benchmark": checked.text}, {**METRIC, "model": checked.text, "source": checked.text})
+SCORE_ROWS = checked.list_of(checked.fields(ROW, {**METRIC, "reported": PRINTED}))
+FIELDS: dict[str, tuple[dict[str, checked.Check], dict[str, checked.Check]]] = {  # what a kind needs, and may have
+    "scores": (
+        {"rows": SCORE_ROWS, "methods": LABELS},
+        {"reported": checked.text, "models": LABELS, "margin": checked.positive},
+    ),
+    "costs": ({"methods": NAMES}, {"claims": NAMES}),
+    "gap": (
+        {
+            "rows": checked.list_of(checked.fields(ROW, METRIC)),
+            "low": checked.text,
+            "high": checked.text,
+            "methods": NAMES,
+        },
+        {},
+    ),
+    "projection": ({"methods": NAMES, "evals": NAMES}, {}),
 }
+COMMON = dict.fromkeys(("id", "title", "kind"), checked.text)
 
 
 def read_tables(paper: str) -> list[dict]:
-    """The checked list. Raises EvidenceError that names the table and what is wrong with it."""
+    """The checked list. Raises EvidenceError that names the table, the field and what is expected there."""
     path = ROOT / "papers" / paper / "tables.yaml"
     if not path.is_file():
         raise EvidenceError(f"{path} does not exist: no such paper, or none of its tables is described")
-    tables = yaml.safe_load(path.read_text(encoding="utf-8"))
-    for number, spec in enumerate(tables, 1):
-        name, kind = spec.get("id", f"number {number}"), spec.get("kind")
-        if kind not in KINDS or not {"id", "title"} <= set(spec):
-            raise EvidenceError(f"{path}: table {name}: it needs id, title, and a kind of {', '.join(KINDS)}")
-        if unknown := set(spec) - FIELDS[kind] - {"id", "title", "kind"}:
-            raise EvidenceError(f"{path}: table {name} knows no {', '.join(sorted(unknown))}")
-    return tables
+    return checked.read_entries(path, "table", _wrong)
+
+
+def _wrong(spec: dict) -> str:
+    """What is wrong with a table; empty where nothing is."""
+    kind = spec.get("kind")
+    if not isinstance(kind, str) or kind not in KINDS:
+        return f"kind is one of {', '.join(KINDS)}, not {kind!r}"
+    needed, optional = FIELDS[kind]
+    return checked.fields({**COMMON, **needed}, optional)(spec) or (_unpaired(spec) if kind == "scores" else "")
+
+
+def _unpaired(spec: dict) -> str:
+    """Rows say which of the reported numbers are theirs where, and only where, a table has a file of them."""
+    for number, row in enumerate(spec["rows"], 1):
+        if ("reported" in row) != ("reported" in spec):
+            return f"rows: number {number}: reported stands in both, the table and each of its rows, or in neither"
+    return ""
 
 
 def build(paper: str, collected: Collected) -> dict[str, Table]:

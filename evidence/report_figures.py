@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 MOST_POINTS = 150  # of a curve; longer ones are thinned, and say so
-SIDES = {"loss": "training loss, nats/token", "validation_loss": "validation loss", "gradient_norm": "gradient norm"}
+SIDES = {"loss": "training loss", "validation_loss": "validation loss", "gradient_norm": "gradient norm"}
 MARKERS = {"o": "circle", "s": "square", "D": "diamond", "d": "diamond-tall", "^": "triangle-up", "v": "triangle-down",
            "<": "triangle-left", ">": "triangle-right", "P": "cross", "X": "x", "x": "x-thin-open", "*": "star",
            "p": "pentagon", "h": "hexagon", "H": "hexagon2", "8": "octagon", "|": "line-ns-open"}  # fmt: skip
@@ -94,7 +94,7 @@ def curves(frame: pd.DataFrame, look: dict[str, Style]) -> list[dict]:
             seen.add(variant)
         if name == "gradient_norm":
             figure.update_yaxes(type="log")
-        figures.append(_described(f"{model}, {corpus}: {SIDES[name].partition(',')[0]}", figure))
+        figures.append(_described(f"{model}, {corpus}: {SIDES[name]}", figure))
     return figures
 
 

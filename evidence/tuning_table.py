@@ -7,6 +7,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from evidence.layout import Group, Table
+from evidence.names import LOSS_UNITS
 from evidence.pools import STALE
 from evidence.trials import Trial, Tried, tried
 
@@ -21,6 +22,7 @@ NOTES = (
     "points for every method. Every method has the same number of trials.",
     "At the edge: the chosen value lies in the outer tenth of its logarithmic space, outside the space, or is the first or "
     "last number of a list: a wider space might have a better one.",
+    LOSS_UNITS,
     "Tokens: all that trials read in training and preparation, failed ones too. Seconds: their phases' sum, beside other "
     "jobs; the times of the cost table are others, measured alone on the machine.",
 )
@@ -34,7 +36,7 @@ def tuning_table(collected: Collected, title: str) -> Table | None:
     heads = [
         ("Trials", ["run", "failed"]),
         ("Chosen", ["trial", "values", "at the edge"]),
-        ("Validation loss, nats", ["best", "median", "trial 1"]),
+        ("Validation loss", ["best", "median", "trial 1"]),
         ("Search", ["tokens", "seconds"]),
     ]
     table = Table(title, ("Model, corpus", "Method"), heads, [], [])

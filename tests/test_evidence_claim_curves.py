@@ -200,7 +200,8 @@ def ladder(slopes, seeds=3):
                 )
                 rows += [
                     {"model": "m", "model_label": "M", "corpus": "c", "corpus_label": "C", "variant": variant, "seed": seed,
-                     "method": method, "status": "ok", "validation_last": 1.0 + (rate == 0.01), "parameters_trained": 1000 * size,
+                     "method": method, "status": "ok", "stale": "", "other_stack": "",
+                     "validation_last": 1.0 + (rate == 0.01), "parameters_trained": 1000 * size,
                      "hyperparameters": f'{{"rank": {size}, "learning_rate": {rate}}}'}
                     for seed in range(seeds)
                 ]  # fmt: skip

@@ -270,7 +270,7 @@ def test_there_are_enough_claims():
         ("- {id: a, claim: c, place: p, kind: over, method: m, others: [x]}", "claim a: kind is one of"),
         ("- {id: a, claim: c, place: p, kind: above, method: m}", "claim a: .*missing: others"),
         ("- {id: a, claim: c, place: p, kind: none, why: w, colour: red}", "claim a: .*unknown: colour"),
-        ("- {id: a, claim: c, place: p, kind: cost, method: m, others: [x], of: money, ratio: 1}", "unknown: money"),
+        ("- {id: a, claim: c, place: p, kind: cost, method: m, others: [x], of: money, ratio: 1}", "of: .*not 'money'"),
         ("- {id: a, claim: c, place: p, kind: norms, method: m, others: [x], start: 5}", "missing: epoch"),
         (
             "- {id: a, claim: c, place: p, kind: none, why: w}\n- {id: a, claim: c, place: p, kind: none, why: w}",

@@ -312,6 +312,7 @@ def test_notebook_is_stripped_and_reads_parquet_only():
     assert all(not cell["outputs"] and cell["execution_count"] is None for cell in code)
     source = "\n".join(cell["source"] for cell in code)
     assert "read_parquet" in source and "harness" not in source and ".json" not in source and "/tmp" not in source
+    assert "nats" not in source  # a predicted value's loss is a squared error
 
 
 def test_notebook_runs(collected, tmp_path):

@@ -130,8 +130,8 @@ def test_a_table_that_asks_for_what_is_not_there_is_refused(fake, tmp_path, monk
     (tmp_path / "papers" / "x").mkdir(parents=True)
     monkeypatch.setattr(paper_tables, "ROOT", tmp_path)
     for text, said in (
-        ("- {id: a, title: t, kind: pie}", "table a: it needs id, title, and a kind"),
-        ("- {id: a, title: t, kind: costs, method: [lora]}", "table a knows no method"),
+        ("- {id: a, title: t, kind: pie}", "table a: kind is one of"),
+        ("- {id: a, title: t, kind: costs, methods: [lora], method: [lora]}", "table a: unknown: method"),
     ):
         (tmp_path / "papers" / "x" / "tables.yaml").write_text(text)
         with pytest.raises(EvidenceError, match=said):

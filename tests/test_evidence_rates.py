@@ -12,6 +12,7 @@ from evidence import tables, trials
 from evidence.figure_rates import rate_pages
 from evidence.layout import csv_text, markdown
 from evidence.learning_rates import rates_table, searches, settings
+from evidence.names import LOSS_UNITS
 from evidence.style import styles, use_print_style
 from evidence.summary import summary
 
@@ -29,6 +30,8 @@ def row(variant, rate, loss, method="lora", seed=7, status="ok", model="tiny", *
         **labels,
         **values,
         "variant_label": variant,
+        "stale": "",
+        "other_stack": "",
         "validation_first": 0.7,
         "eval": "rows",
         "parameters_trained": 1000,
@@ -75,6 +78,28 @@ def test_the_lowest_mean_over_seeds_is_chosen_and_a_failure_never(runs):
     assert next(search for search in searches(runs) if search.method == "hybrid").at_edge
 
 
+@pytest.mark.parametrize(
+    ("change", "status"),
+    [
+        ({"stale": "train"}, "stale"),
+        ({"other_stack": "torch 1 (2)"}, "other software"),
+        ({"validation_last": None}, "not a number"),
+    ],
+)
+def test_a_rate_with_a_run_that_may_not_be_compared_is_never_chosen(runs, change, status):
+    lowest = (runs["variant"] == "lora-1e-3") & (runs["seed"] == 8)
+    lora = searches(runs.assign(**{name: runs[name].where(~lowest, value) for name, value in change.items()}))[0]
+    assert lora.points[1e-3][1:3] == (None, status) and lora.best == 1e-4
+
+
+def test_a_rate_that_lacks_a_seed_of_the_others_is_never_chosen_and_says_so(runs):
+    missing = (runs["variant"] == "lora-1e-3") & (runs["seed"] == 8)  # as it never ran, nothing tells its rate
+    table = rates_table(
+        types.SimpleNamespace(runs=runs.assign(hyperparameters=runs["hyperparameters"].mask(missing, ""))), "T"
+    )
+    assert table.groups[0].rows[0] == ["lora", "[0.6100]", "1 of 2 seeds", "diverged", "1e-04 (edge)", "2"]
+
+
 def test_a_run_with_two_evals_counts_once(runs):
     twice = pd.concat([runs, runs.assign(eval="other")])
     assert searches(twice) == searches(runs)
@@ -85,13 +110,12 @@ def test_the_table_marks_the_choice_and_names_failures(runs):
     lora, hybrid = table.groups[0].rows
     assert lora == ["lora", "0.6100", "[0.5200]", "diverged", "1e-03", "2"]
     assert hybrid == ["hybrid", "[0.5800]", "0.5900", "", "1e-04 (edge)", "1"]
+    assert table.heads[0][0] == "Validation loss at learning rate" and LOSS_UNITS in table.notes
     assert "[0.5200]" in markdown(table).replace("\\", "") and "diverged" in csv_text(table)
 
 
 def test_a_search_that_scores_nothing_has_a_table_and_a_summary(runs, tmp_path):
-    unscored = runs[runs["hyperparameters"] != ""].assign(
-        eval="", headline=False, metric="", stage="train", reason="", stale=""
-    )
+    unscored = runs[runs["hyperparameters"] != ""].assign(eval="", headline=False, metric="", stage="train", reason="")
     collected = types.SimpleNamespace(
         runs=unscored,
         costs=unscored[:0],
@@ -116,6 +140,8 @@ def test_the_figure_has_a_panel_a_model_and_a_line_a_method(runs):
     both = pd.concat([runs, runs.assign(model="small", model_label="small")])
     (page,) = rate_pages(both, NONE, styles(list(dict.fromkeys(runs["variant"]))))
     shown = [axis for axis in page.axes if axis.axison]
+    assert {axis.get_ylabel() for axis in shown} == {"validation loss"}
+    assert LOSS_UNITS in " ".join(page.get_supxlabel().split())
     assert [axis.get_title() for axis in shown] == ["tiny\nRows", "small\nRows"]
     assert [text.get_text() for text in page.legends[0].get_texts()] == ["LoRA", "Hybrid"]
     filled = [line for line in shown[0].lines if len(line.get_xdata()) == 1]

@@ -17,6 +17,7 @@ from evidence.expected_best import expected_best
 from evidence.figure_best import best_pages, counted
 from evidence.figure_rates import rate_pages
 from evidence.layout import markdown
+from evidence.names import LOSS_UNITS
 from evidence.score_table import score_table
 from evidence.style import styles, use_print_style
 from evidence.summary import failed_rows
@@ -116,7 +117,7 @@ def test_trials_of_another_specification_are_marked(evidence):
     assert not any("stale" in note for note in tuning_table(evidence, "Tuning").notes)
     old = types.SimpleNamespace(suite={}, trials=evidence.trials.assign(stale=evidence.trials["variant"] == "lora"))
     table = tuning_table(old, "Tuning")
-    assert [row[0] for row in table.groups[0].rows] == ["Full FT", "LoRA‡"] and "stale" in table.notes[4]
+    assert [row[0] for row in table.groups[0].rows] == ["Full FT", "LoRA‡"] and any("stale" in n for n in table.notes)
 
 
 # --------------------------------------------------------------------------- the expected best
@@ -163,6 +164,7 @@ def test_edges_of_a_space():
 
 def test_the_table_has_the_choice_the_failures_and_the_price(evidence):
     table = tuning_table(evidence, "Tuning")
+    assert ("Validation loss", ["best", "median", "trial 1"]) in table.heads and LOSS_UNITS in table.notes
     full, lora = table.groups[0].rows
     assert full[:6] == ["Full FT", "3", "1 (1 diverged)", "2", "learning rate 0.0001", "no"]
     assert full[6:] == ["0.4000", "0.4500 (2)", "0.5000", "0.153 M", "10"]
@@ -218,4 +220,5 @@ def test_the_expected_best_is_drawn_from_one_to_all_trials(evidence):
     full, lora = axis.lines
     assert list(full.get_xdata()) == [1, 2, 3] and full.get_ydata()[-1] == 0.4 and lora.get_ydata()[-1] == 0.3
     assert full.get_ydata()[0] == pytest.approx(fmean([0.5, 0.4, 0.8]))
-    assert "n = 3" in page.get_supxlabel()
+    assert axis.get_ylabel() == "expected best validation loss"
+    assert "n = 3" in page.get_supxlabel() and LOSS_UNITS in " ".join(page.get_supxlabel().split())
