@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from evidence import collect, figures, notebook
+from evidence import collect, figures, notebook, report_figures
 from evidence.collected import Collected
 from evidence.figure_blocks import block_pages, shares
 from evidence.figure_curves import binned
@@ -120,6 +120,12 @@ def test_axes_state_their_units(drawn):
         "gradient norm\n(before clipping)",
         "validation loss",
     }
+
+
+def test_the_reports_axes_do_not_say_that_every_loss_is_in_nats():
+    assert (
+        report_figures.SIDES["loss"] == "training loss" and report_figures.SIDES["validation_loss"] == "validation loss"
+    )
 
 
 def test_equal_data_give_equal_bytes(small, tmp_path):
