@@ -66,7 +66,8 @@ def _trial(record: dict, trial: dict) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Trial:
-    """One trial, the mean over its seeds. ``loss`` is None where a seed failed; ``losses`` are those of the good seeds."""
+    """One trial, the mean over its seeds. ``loss`` is None where a seed failed or is stale; ``losses`` are those of the good
+    seeds."""
 
     number: int
     values: dict[str, Any]
@@ -131,8 +132,8 @@ def _tried(rows: pd.DataFrame) -> Tried:
 
 
 def _mean(rows: list[dict]) -> Trial:
-    good = [row["validation_last"] for row in rows if row["status"] == "ok" and _number(row["validation_last"])]
-    bad = next((row for row in rows if row["status"] != "ok" or not _number(row["validation_last"])), None)
+    good = [row["validation_last"] for row in rows if not _fault(row)]
+    bad = next((row for row in rows if _fault(row)), None)
     before = [row["validation_first"] for row in rows if _number(row["validation_first"])]
     counts = [int(row["parameters_trained"]) for row in rows if _number(row["parameters_trained"])]
     return Trial(
@@ -141,11 +142,18 @@ def _mean(rows: list[dict]) -> Trial:
         None if bad else fmean(good),
         tuple(good),
         fmean(before) if before else None,
-        "ok" if bad is None else "not a number" if bad["status"] == "ok" else bad["status"],
+        _fault(bad) if bad else "ok",
         "" if bad is None else bad["reason"],
         bool(rows[0]["chosen"]),
         counts[0] if counts else None,
     )
+
+
+def _fault(row: dict) -> str:
+    """Why a seed enters no mean; empty where it does."""
+    if row["status"] != "ok":
+        return row["status"]
+    return "stale" if row["stale"] else "" if _number(row["validation_last"]) else "not a number"
 
 
 def _number(value: Any) -> bool:

@@ -137,7 +137,7 @@ def _failures(found: list[Tried]) -> list[str]:
 
 def _stale(found: list[Tried]) -> list[str]:
     """A note where trials belong to another specification than the suite's present one."""
-    told = f"{STALE} stale: some trials were run for another specification than the suite's present one."
+    told = f"{STALE} stale: some trials were run for another specification than the suite's present one; they count as failed."
     return [told] if any(search.stale for search in found) else []
 
 

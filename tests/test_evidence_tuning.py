@@ -118,6 +118,7 @@ def test_trials_of_another_specification_are_marked(evidence):
     old = types.SimpleNamespace(suite={}, trials=evidence.trials.assign(stale=evidence.trials["variant"] == "lora"))
     table = tuning_table(old, "Tuning")
     assert [row[0] for row in table.groups[0].rows] == ["Full FT", "LoRA‡"] and any("stale" in n for n in table.notes)
+    assert "stale" in table.groups[0].rows[1][2] and table.groups[0].rows[1][6] == "—"
 
 
 # --------------------------------------------------------------------------- the expected best
