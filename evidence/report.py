@@ -21,10 +21,11 @@ from evidence.collected import Collected
 from evidence.pools import Panel, panels
 from evidence.report_figures import SIDES, curves, differences, quality
 from evidence.report_findings import findings
-from evidence.report_rows import cost_rows, difference_text, score_rows, told_apart
+from evidence.report_rows import cost_rows, difference_text, page_of, score_rows, told_apart
 from evidence.report_trainings import trainings
 from evidence.style import styles
 from evidence.summary import failed_rows
+from evidence.trials import tried
 from evidence.tuning_table import tuning_table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -68,6 +69,7 @@ def _context(collected: Collected, results: Path, paper: str) -> dict[str, Any]:
         "scores": scores,
         "costs": costs,
         "tuning": tuning_table(collected, "Tuning"),
+        "searched": _searched(collected),
         "failed": failed,
         "figures": figures,
         "claims": _claims(collected, paper, found),
@@ -77,6 +79,12 @@ def _context(collected: Collected, results: Path, paper: str) -> dict[str, Any]:
         "provenance": provenance(collected),
         "problems": collected.suite.get("problems", []),
     }
+
+
+def _searched(collected: Collected) -> dict[tuple[str, str, str], str]:
+    """{(model's label, corpus's label, variant's label): the part of the page with its trials' records}."""
+    labels = ("model_label", "corpus_label", "variant_label")
+    return {tuple(s.identity[name] for name in labels): page_of(*s.cell, "tuning") for s in tried(collected.trials)}
 
 
 def _claims(collected: Collected, paper: str, found: list[Panel]) -> list[claims.Judged]:

@@ -45,7 +45,7 @@ def what_to_use(scores: Sequence[ScoreRow], costs: Sequence[CostRow]) -> str:
     first: dict[str, int] = {}
     for rows in contests:
         for row in rows:
-            first[row.method] = first.get(row.method, 0) + row.tier.startswith("1")
+            first[row.method] = first.get(row.method, 0) + (row.tier.rstrip("*") == "1")
     entered = {method: sum(any(r.method == method for r in rows) for rows in contests) for method in first}
     always = [m for m, wins in first.items() if wins == entered[m] == len(contests)]
     if not always:
@@ -142,8 +142,8 @@ def what_stays_open(scores: Sequence[ScoreRow]) -> str:
         found = {name: median(values) for name, values in by_benchmark.items()}
         finest, coarsest = min(found, key=lambda n: found[n]), max(found, key=lambda n: found[n])
         parts.append(
-            f"a true difference below {found[finest]:.1f} on {finest}"
-            + (f", or {found[coarsest]:.1f} on {coarsest}," if finest != coarsest else "")
+            f"a true difference below {found[finest]:.2g} on {finest}"
+            + (f", or {found[coarsest]:.2g} on {coarsest}," if finest != coarsest else "")
             + " would mostly stay unseen; four times the items and seeds halve that"
         )
     return _sentence(parts) or "Nothing: but no benchmark says what it could have found."

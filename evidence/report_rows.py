@@ -62,9 +62,10 @@ class ScoreRow:
     marks: list[str] = field(default_factory=list)
 
 
-def page_of(model: str, corpus: str, variant: str) -> str:
-    """The page of a training's seeds, from the report's folder."""
-    return f"trainings/{'--'.join(re.sub(r'[^A-Za-z0-9.]+', '-', name) for name in (model, corpus, variant))}.html"
+def page_of(model: str, corpus: str, variant: str, part: str = "") -> str:
+    """The page of a training's seeds, from the report's folder; ``part`` of it, such as its cost."""
+    page = f"trainings/{'--'.join(re.sub(r'[^A-Za-z0-9.]+', '-', name) for name in (model, corpus, variant))}.html"
+    return f"{page}#{part}" if part else page
 
 
 def score_rows(collected: Collected, found: list[Panel] | None = None) -> list[ScoreRow]:
@@ -217,7 +218,7 @@ def _cost(entry: dict, model: str, corpus: str, full: float | None) -> CostRow:
         corpus_label=entry["corpus_label"],
         variant=entry["variant"],
         method=entry["variant_label"],
-        href=page_of(model, corpus, entry["variant"]),
+        href=page_of(model, corpus, entry["variant"], "cost"),
         status=entry["status"],
         why=why,
         step=step,

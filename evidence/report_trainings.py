@@ -44,8 +44,27 @@ def trainings(collected: Collected, root: Path) -> Iterator[tuple[dict, list[See
             "page": page_of(model, corpus, variant),
             "hyperparameters": next((json.loads(text) for text in rows["hyperparameters"] if text), {}),
             "keys": (model, corpus, variant),
+            "shared": _shared(collected, root, (model, corpus, variant)),
         }
         yield about, [_seed(root, of_seed) for _, of_seed in rows.groupby("seed")]
+
+
+def _shared(collected: Collected, root: Path, cell: tuple[str, str, str]) -> dict[str, list[dict]]:
+    """Records that are of no single seed, by the part of the page: the cost's, and those of a search. A part stands where it is
+    planned, though its records may be missing."""
+    folder = Path(*cell)
+    paths = {
+        "cost": (collected.costs, [Path("cost") / folder / "cost.json"]),
+        "tuning": (
+            collected.trials,
+            [path.relative_to(root) for path in sorted((root / "tune" / folder).rglob("*.json"))],
+        ),
+    }
+    return {
+        part: [_record(root, path) for path in some if (root / path).is_file()]
+        for part, (rows, some) in paths.items()
+        if len(rows) and cell in set(zip(rows["model"], rows["corpus"], rows["variant"], strict=True))
+    }
 
 
 def _seed(root: Path, rows) -> Seed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 
 from harness import cells, trials
@@ -166,3 +167,11 @@ def evidence_key(module: str) -> str:
     code = code_hash([ROOT / "evidence" / f"{module}.py"])
     parts = sorted((ROOT / "evidence" / "page").iterdir()) if module == "report" else []  # its templates and style
     return cells.hash_of([code, *(path.read_text(encoding="utf-8") for path in parts)]) if parts else code
+
+
+def notebook_key(name: str) -> str:
+    """Hash of what runs a notebook and of what it imports: a corrected interval is in it at once, too."""
+    found = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))
+    code = "\n".join("".join(cell["source"]) for cell in found["cells"] if cell["cell_type"] == "code")
+    modules = sorted(set(re.findall(r"^from evidence\.(\w+) import", code, re.MULTILINE)))
+    return cells.hash_of([evidence_key(module) for module in ("notebook", *modules)])

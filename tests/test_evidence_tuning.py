@@ -191,6 +191,11 @@ def test_the_report_has_the_search_too(evidence, tmp_path):
 
     text = build(evidence, evidence.folder.parent, tmp_path / "report").read_text()
     assert 'href="#tuning"' in text and "learning rate 0.0001" in text and "1 (1 diverged)" in text
+    page = "trainings/tiny-llama--headlines--full.html"
+    assert f'<a href="{page}#tuning">Full FT</a>' in text
+    listed = (tmp_path / "report" / page).read_text()
+    assert 'id="tuning"' in listed and 'href="../../tune/tiny-llama/headlines/full/tuned.json"' in listed
+    assert listed.count('href="../../tune/tiny-llama/headlines/full/trial') == 3
 
 
 def test_a_suite_that_does_not_tune_has_no_such_column_table_or_figure(tmp_path):

@@ -68,6 +68,13 @@ def test_every_link_leads_to_a_file_and_a_place_in_it(results):
             assert not place or place in pages[file].ids, f"{path}: {link}"
 
 
+def test_a_cost_leads_to_its_record(results):
+    rows = cost_rows(Collected(results / "collected"))
+    assert rows and all(row.href.endswith("#cost") for row in rows)
+    page = Page(results / "report" / rows[0].href.partition("#")[0])
+    assert f"../../cost/{rows[0].model}/{rows[0].corpus}/{rows[0].variant}/cost.json" in page.links
+
+
 def test_full_fine_tuning_trains_100_percent(results):
     assert any("(100 %)" in text for text in Page(results / "report" / "index.html").text)
 
@@ -103,6 +110,14 @@ def test_numbers_are_those_of_the_tables(results):
     costs = cost_rows(loaded)
     failed = [row for row in costs if row.status != "ok"]
     assert len(costs) == len(loaded.costs) and len(failed) == 1 and failed[0].why and failed[0].step is None
+
+
+def test_a_changed_statistic_runs_the_notebooks_that_show_it(monkeypatch):
+    keys = {name: dag.notebook_key(name) for name in ("compare_two_methods", "learning_curves")}
+    evidence_key = dag.evidence_key
+    monkeypatch.setattr(dag, "evidence_key", lambda module: evidence_key(module) + "x" * (module == "paired"))
+    assert dag.notebook_key("compare_two_methods") != keys["compare_two_methods"]
+    assert dag.notebook_key("learning_curves") == keys["learning_curves"]
 
 
 def test_a_changed_template_makes_the_report_again(tmp_path, monkeypatch):

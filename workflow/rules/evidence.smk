@@ -69,6 +69,8 @@ rule notebook:
         notebook="notebooks/{name}.ipynb",
     output:
         f"{R}/notebooks/{{name}}.ipynb",
+    params:
+        code=lambda w: dag.notebook_key(w.name),
     log:
         f"{R}/logs/notebook/{{name}}.log",
     shell:
