@@ -56,6 +56,12 @@ def test_every_paper_has_its_tables():
 
 
 @pytest.mark.parametrize("paper", PAPERS)
+def test_a_suite_without_costs_has_every_table(paper, fake, monkeypatch):
+    monkeypatch.setattr(fake, "costs", fake.costs.iloc[:0, :0])
+    assert all(markdown(table) for table in paper_tables.build(paper, fake).values())
+
+
+@pytest.mark.parametrize("paper", PAPERS)
 def test_every_table_is_made_in_three_forms_and_says_that_it_is_not_the_paper_s_protocol(paper, fake, tmp_path):
     out = tmp_path / "tables"
     assert paper_tables.main([paper, "--collected", str(fake.folder), "--out", str(out)]) == 0
