@@ -6,11 +6,12 @@
 2. how often a run is the lowest or the highest of its cell, against independent repeats;
 3. values that the number of test items does not allow;
 4. differences that the text states, against the table, and which other pair would have them;
-5. ratios and reductions that the text states, against the figures;
-6. differences between methods, against the spread of the runs;
-7. scores of the smallest and the largest model;
-8. memory and time, against what weights and gradients take;
-9. validation losses beside scores.
+5. orderings that the text states, against the table;
+6. ratios and reductions that the text states, against the figures;
+7. differences between methods, against the spread of the runs;
+8. scores of the smallest and the largest model;
+9. memory and time, against what weights and gradients take;
+10. validation losses beside scores.
 
 It says what the numbers are. Why, it does not know: a scan, a translation or a typing error are as likely as anything.
 Cells that are damaged in the source take no part, and are counted.
@@ -28,6 +29,7 @@ from pathlib import Path
 from evidence.audit_cells import FULL, HALF, OURS, ROOT, Cell, listed, parameters, read_cells, read_rows
 from evidence.audit_damaged import damaged_readings
 from evidence.audit_figures import floors, loss_against_scores, stated_ratios
+from evidence.audit_orderings import orderings
 from evidence.audit_text import text_against_table
 
 ITEMS = {"HumanEval": 164, "GSM8K": 1319}
@@ -145,6 +147,7 @@ def report(paper: str, folder: Path) -> str:
         "Order of runs": order_of_runs(cells),
         "Resolution": resolution(cells),
         "Text against table": text_against_table(cells, read_rows(folder / "text.csv")),
+        "Stated orderings": orderings(cells, read_rows(folder / "orderings.csv")),
         "Stated ratios": stated_ratios(figures),
         "Differences against spread": against_spread(cells),
         "Levels": levels(cells),

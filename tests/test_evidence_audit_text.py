@@ -1,10 +1,11 @@
-"""The audit of a text: stated differences and which pair they fit."""
+"""The audit of a text: stated differences, which pair they fit, and stated orderings."""
 
 from __future__ import annotations
 
 import pytest
 
 from evidence.audit_cells import ROOT, Cell, read_cells, read_rows
+from evidence.audit_orderings import orderings
 from evidence.audit_text import text_against_table
 
 FOLDER = ROOT / "papers" / "hybrid" / "reported"
@@ -27,6 +28,11 @@ def made(model=SMALL, **averages):
 def difference(value, other="BOFT", model=SMALL):
     key = {"benchmark": "GSM8K", "metric": "accuracy_pct", "model": model, "method": "Hybrid", "other": other}
     return {**key, "difference": value, "place": "results"}
+
+
+def ordering(relation, other="", **fields):
+    key = {"benchmark": "GSM8K", "metric": "all", "model": "all", "method": "Hybrid", "remark": "", "claim": "it is so"}
+    return {**key, "relation": relation, "other": other, "place": "results", **fields}
 
 
 # --------------------------------------------------------------------------- differences
@@ -77,3 +83,80 @@ def test_printed_averages_and_means_of_runs_may_differ():
     assert text_against_table(cells, [difference("1.0")])[1].endswith(
         "+1.0 by the printed averages, +1.10 by the means of the runs."
     )
+
+
+# --------------------------------------------------------------------------- orderings
+
+
+def test_orderings_of_the_paper(cells):
+    lines = orderings(cells, read_rows(FOLDER / "orderings.csv"))
+    assert lines[0] == "5 stated orderings are not the table's in every cell."
+    (highest,) = [line for line in lines if "highest GSM8K accuracy at all sizes" in line]
+    assert (
+        "not so in 1 of 4 cells. GSM8K accuracy_pct, Llama3.3-70B: Hybrid 53.0, Full FT 53.1. With Full FT left"
+        in highest
+    )
+    (unitary,) = [line for line in lines if "Unitary" in line]
+    assert "not so in 6 of 10 cells" in unitary and unitary.count("HumanEval") == unitary.count("is the lowest") == 6
+    (closed,) = [line for line in lines if "closes the whole gap" in line]
+    assert "pass@1, BloomZ-7B1: Hybrid 40.5, Full FT 41.3" in closed and "58.3, Full FT 59.1" in closed
+    (narrowed,) = [line for line in lines if "On smaller models" in line]
+    assert "Hybrid 52.1, Full FT 51.5" in narrowed and "Hybrid 49.3, Full FT 48.9" in narrowed
+    absent = " ".join(line for line in lines if "The table has no numbers of" in line)
+    assert all(name in absent for name in ("MNLI, QNLI", "SST-2, QQP", "MT-Bench ROUGE-L"))
+
+
+def test_orderings_that_the_paper_s_table_has_are_not_told(cells):
+    text = " ".join(orderings(cells, read_rows(FOLDER / "orderings.csv")))
+    assert "above each single method" not in text and "BLEU is above" not in text
+
+
+@pytest.mark.parametrize(
+    ("relation", "other", "own", "told"),
+    [
+        ("highest", "", 50.0, ""),
+        ("highest", "", 48.5, "Hybrid 48.5, Full FT 49.0"),
+        ("highest", "", 47.5, "Hybrid 47.5, Full FT 49.0, LoRA 48.0"),
+        ("lowest", "", 47.0, ""),
+        ("lowest", "", 48.5, "Hybrid 48.5, LoRA 48.0"),
+        ("above", "LoRA", 48.5, ""),
+        ("above", "LoRA", 48.0, "Hybrid 48.0, LoRA 48.0"),
+        ("below", "Full FT", 48.5, ""),
+        ("below", "Full FT", 49.5, "Hybrid 49.5, Full FT 49.0"),
+        ("at least", "Full FT", 49.0, ""),
+        ("at least", "Full FT", 48.9, "Hybrid 48.9, Full FT 49.0"),
+        ("not lowest", "", 48.0, ""),
+        ("not lowest", "", 47.9, "Hybrid 47.9 is the lowest, LoRA 48.0 the next"),
+    ],
+)
+def test_each_relation_finds_and_is_silent(relation, other, own, told):
+    lines = orderings(made(**{"Hybrid": own, "Full FT": 49.0, "LoRA": 48.0}), [ordering(relation, other)])
+    if told:
+        assert f"not so in 1 of 1 cells. GSM8K accuracy_pct, {SMALL}: {told}." in lines[1]
+    else:
+        assert lines == ["0 stated orderings are not the table's in every cell."]
+
+
+def test_highest_says_whether_full_fine_tuning_alone_is_above():
+    cells = made(**{"Hybrid": 48.5, "Full FT": 49.0, "LoRA": 48.0})
+    assert orderings(cells, [ordering("highest")])[1].endswith("With Full FT left out it is so in all.")
+    assert "left out" not in orderings(cells + made(LARGE, Hybrid=50.0, LoRA=51.0), [ordering("highest")])[1]
+
+
+def test_an_ordering_is_about_the_models_that_it_names():
+    cells = made(Hybrid=48.0, LoRA=49.0) + made(LARGE, Hybrid=60.0, LoRA=59.0)
+    silent = ["0 stated orderings are not the table's in every cell."]
+    assert orderings(cells, [ordering("highest", model=LARGE)]) == silent
+    assert "not so in 1 of 2 cells" in orderings(cells, [ordering("highest", model=f"{SMALL}; {LARGE}")])[1]
+
+
+def test_what_the_table_does_not_show_is_told_and_damage_counted():
+    cells = made(Hybrid=None, LoRA=49.0)
+    assert orderings(cells, [ordering("highest")])[1:] == ["1 cells cannot be checked: they are damaged."]
+    shown = orderings(cells, [ordering("shown"), ordering("shown", benchmark="GSM8K; MNLI")])[1:]
+    assert shown == ["Stated in short (results): it is so. The table has no numbers of MNLI."]
+
+
+def test_an_unknown_relation_is_refused():
+    with pytest.raises(ValueError, match="relation 'better' is none of highest"):
+        orderings(made(Hybrid=50.0, LoRA=49.0), [ordering("better")])
