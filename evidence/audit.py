@@ -2,12 +2,16 @@
 
 ``python -m evidence.audit hybrid`` reads papers/hybrid/reported/*.csv and prints, as Markdown,
 
-1. averages that are not the mean of the runs beside them;
+1. averages that are not the mean of the runs beside them (and of damaged cells, as far as they can be read);
 2. how often a run is the lowest or the highest of its cell, against independent repeats;
 3. values that the number of test items does not allow;
-4. differences that the text states, against the table;
-5. differences between methods, against the spread of the runs;
-6. memory and time, against what weights and gradients take.
+4. differences that the text states, against the table, and which other pair would have them;
+5. orderings that the text states, against the table;
+6. ratios and reductions that the text states, against the figures;
+7. differences between methods, against the spread of the runs;
+8. scores of the smallest and the largest model;
+9. memory and time, against what weights and gradients take;
+10. validation losses beside scores.
 
 It says what the numbers are. Why, it does not know: a scan, a translation or a typing error are as likely as anything.
 Cells that are damaged in the source take no part, and are counted.
@@ -16,57 +20,20 @@ Cells that are damaged in the source take no part, and are counted.
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import statistics
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
+from evidence.audit_cells import FULL, HALF, OURS, ROOT, Cell, listed, parameters, read_cells, read_rows
+from evidence.audit_damaged import damaged_readings
+from evidence.audit_figures import floors, loss_against_scores, stated_ratios
+from evidence.audit_orderings import orderings
+from evidence.audit_text import text_against_table
 
-ROOT = Path(__file__).resolve().parent.parent
-HALF = 0.05 + 1e-9  # of the last printed digit
 ITEMS = {"HumanEval": 164, "GSM8K": 1319}
 """Test items; a score in percent is a multiple of 100 / items, where one answer an item is graded."""
-MODELS = {
-    "Llama3.1-405B": "llama-3.1-405b",
-    "Llama3.3-70B": "llama-3.3-70b",
-    "Wizard-Vicuna-30B": "wizard-vicuna-30b",
-    "BloomZ-7B1": "bloomz-7b1",
-}
-FULL, OURS = "Full FT", "Hybrid"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One method on one model and benchmark: runs and printed average, None where the source is damaged."""
-
-    benchmark: str
-    metric: str
-    model: str
-    method: str
-    runs: tuple[float, ...] | None
-    average: float | None
-
-    @property
-    def name(self) -> str:
-        return f"{self.benchmark} {self.metric}, {self.model}, {self.method}"
-
-    @property
-    def mean(self) -> float | None:
-        return statistics.fmean(self.runs) if self.runs else None
-
-
-def read_cells(path: Path) -> list[Cell]:
-    """Rows of table1.csv."""
-    cells = []
-    for row in _rows(path):
-        runs = [_number(row[f"run{number}"]) for number in (1, 2, 3)]
-        known = tuple(runs) if None not in runs else None
-        cells.append(Cell(row["benchmark"], row["metric"], row["model"], row["method"], known, _number(row["average"])))
-    return cells
 
 
 # --------------------------------------------------------------------------- the checks
@@ -82,7 +49,7 @@ def averages(cells: Sequence[Cell]) -> list[str]:
     for c in wrong:
         could = abs(c.mean - c.average) < 0.1 - 1e-9  # half a digit of the runs and half of the average
         how = "could be, had the runs been rounded after the mean was taken" if could else "cannot be by rounding"
-        lines.append(f"{c.name}: runs {_list(c.runs)}, mean {c.mean:.2f}, printed {c.average:.1f}; {how}.")
+        lines.append(f"{c.name}: runs {listed(c.runs)}, mean {c.mean:.2f}, printed {c.average:.1f}; {how}.")
     by = {b: [c for c in whole if c.benchmark == b] for b in dict.fromkeys(c.benchmark for c in whole)}
     equal = ", ".join(f"{b} {sum(c.average == c.runs[2] for c in found)} of {len(found)}" for b, found in by.items())
     return [*lines, f"The printed average equals the third run: {equal}."]
@@ -121,26 +88,6 @@ def resolution(cells: Sequence[Cell]) -> list[str]:
     return lines
 
 
-def text_against_table(cells: Sequence[Cell], stated: Iterable[dict]) -> list[str]:
-    """Each difference that the text states beside the table's printed averages."""
-    lines, damaged = [], 0
-    for row in stated:
-        models = list(MODELS) if row["model"] == "all" else [row["model"]]
-        found = [_difference(cells, row, model) for model in models]
-        found = [value for value in found if value is not None]
-        if not found:
-            damaged += 1
-            continue
-        table = statistics.fmean(found)
-        if abs(table - float(row["difference"])) > HALF:
-            what = f"{row['benchmark']} {row['metric']}, {row['model']}: {row['method']} less {row['other']}"
-            lines.append(
-                f"{what}: the text ({row['place']}) has {float(row['difference']):+.1f}, the table {table:+.2f}."
-            )
-    checked = f"{len(lines)} stated differences are not the table's."
-    return [checked, *lines, *([f"{damaged} cannot be checked: their cells are damaged."] if damaged else [])]
-
-
 def against_spread(cells: Sequence[Cell]) -> list[str]:
     """Differences of the paper's method from full fine-tuning and from the best other method, against the runs' spread."""
     lines = []
@@ -169,45 +116,22 @@ def against_spread(cells: Sequence[Cell]) -> list[str]:
     ]
 
 
-def floors(figures: Iterable[dict]) -> list[str]:
-    """Memory and time of the figures against bytes of weights and FLOPs."""
-    parameters = {name: _catalogue()[key]["parameters"] for name, key in MODELS.items()}
-    lines = []
-    for row in figures:
-        if row["quantity"] == "gpu_memory" and row["model"] in parameters:
-            size = parameters[row["model"]]
-            needed = {"weights in 16 bits": 2 * size / 1e9, "in 4 bits": size / 2e9}
-            if row["method"] == FULL:
-                needed["with gradients and Adam in mixed precision"] = 16 * size / 1e9
-            told = ", ".join(f"{what} {value:,.0f} GB" for what, value in needed.items())
+def levels(cells: Sequence[Cell]) -> list[str]:
+    """Scores of the paper's method on the smallest and the largest model beside their parameters."""
+    sizes, lines = parameters(), []
+    for benchmark, metric in dict.fromkeys((c.benchmark, c.metric) for c in cells):
+        group = [c for c in cells if (c.benchmark, c.metric, c.method) == (benchmark, metric, OURS)]
+        known = sorted((c for c in group if c.average is not None), key=lambda c: sizes[c.model])
+        if len(known) > 1:
+            small, large = known[0], known[-1]
             lines.append(
-                f"{row['model']}, {row['method']}: {row['value']} GB reported; {told}. A share of one GPU of many, at most."
+                f"{benchmark} {metric}, {OURS}: {small.average:.1f} ({small.model}) and {large.average:.1f} ({large.model}), "
+                f"{large.average - small.average:+.1f} over {sizes[large.model] / sizes[small.model]:.0f} times the parameters."
             )
-    times = [r for r in figures if r["quantity"] == "train_time_per_epoch" and r["method"] == OURS]
-    for one, other in zip(times, times[1:], strict=False):
-        ratio = parameters[one["model"]] / parameters[other["model"]]
-        slow = float(one["value"]) / float(other["value"])
-        lines.append(
-            f"An epoch of {one['model']} takes {slow:.2f} times one of {other['model']}, with {ratio:.0f} times the parameters: "
-            "the number of GPUs must differ, so the times do not compare."
-        )
-    lines.append(
-        "A step that trains adapters alone saves the weights' gradients, a third of the FLOPs: it is at most 1.5 times faster "
-        "than full fine-tuning on the same devices (1.33 with activation checkpointing) unless memory traffic or "
-        "communication decide."
-    )
-    return lines
+    return [*lines, "What these models score elsewhere is not among the numbers at hand."] if lines else lines
 
 
 # --------------------------------------------------------------------------- parts
-
-
-def _difference(cells: Sequence[Cell], row: dict, model: str) -> float | None:
-    """Printed average less the other's printed average."""
-    key = (row["benchmark"], row["metric"], model)
-    printed = {c.method: c.average for c in cells if (c.benchmark, c.metric, c.model) == key}
-    one, other = printed.get(row["method"]), printed.get(row["other"])
-    return None if one is None or other is None else one - other
 
 
 def _welch(one: Cell, other: Cell) -> str:
@@ -215,33 +139,20 @@ def _welch(one: Cell, other: Cell) -> str:
     return f"{(one.mean - other.mean) / math.sqrt(variance):.2f}" if variance else "without spread"
 
 
-def _catalogue() -> dict:
-    return yaml.safe_load((ROOT / "config" / "catalogue.yaml").read_text(encoding="utf-8"))["models"]
-
-
-def _rows(path: Path) -> list[dict]:
-    with open(path, encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def _number(text: str) -> float | None:
-    return float(text) if text else None
-
-
-def _list(values: Sequence[float]) -> str:
-    return ", ".join(f"{value:.1f}" for value in values)
-
-
 def report(paper: str, folder: Path) -> str:
     """The audit as Markdown. Raises FileNotFoundError where the paper's numbers are not there."""
-    cells, figures = read_cells(folder / "table1.csv"), _rows(folder / "figures.csv")
+    cells, figures = read_cells(folder / "table1.csv"), read_rows(folder / "figures.csv")
     parts = {
-        "Averages": averages(cells),
+        "Averages": [*averages(cells), *damaged_readings(cells, read_rows(folder / "table1_damaged.csv"))],
         "Order of runs": order_of_runs(cells),
         "Resolution": resolution(cells),
-        "Text against table": text_against_table(cells, _rows(folder / "text.csv")),
+        "Text against table": text_against_table(cells, read_rows(folder / "text.csv")),
+        "Stated orderings": orderings(cells, read_rows(folder / "orderings.csv")),
+        "Stated ratios": stated_ratios(figures),
         "Differences against spread": against_spread(cells),
+        "Levels": levels(cells),
         "Memory and time": floors(figures),
+        "Loss beside scores": loss_against_scores(cells, figures),
     }
     whole = sum(c.runs is not None and c.average is not None for c in cells)
     known = f"{whole} of {len(cells)} cells are whole; the others are damaged in the source."

@@ -52,17 +52,6 @@ def test_values_fit_the_number_of_items_or_do_not(cells):
     assert audit.resolution([possible])[0].startswith("HumanEval pass@1: 3 of 3 ")
 
 
-def test_the_text_against_the_table(cells):
-    stated = audit._rows(FOLDER / "text.csv")
-    lines = audit.text_against_table(cells, stated)
-    assert lines[0] == "6 stated differences are not the table's." and lines[-1].startswith("3 cannot be checked")
-    assert any("MT-Bench BLEU, all" in line and "the table +0.87" in line for line in lines)
-    agreeing = [
-        {**row, "difference": "0.8"} for row in stated if row["model"] == "Llama3.3-70B" and row["benchmark"] == "GSM8K"
-    ]
-    assert audit.text_against_table(cells, agreeing[:1]) == ["0 stated differences are not the table's."]
-
-
 def test_differences_against_the_spread(cells):
     found = " ".join(audit.against_spread(cells))
     for expected in (
@@ -75,10 +64,30 @@ def test_differences_against_the_spread(cells):
     assert "largest 1.50" in found and "no whole cells" in found
 
 
-def test_memory_and_time_against_bytes(cells):
-    lines = " ".join(audit.floors(audit._rows(FOLDER / "figures.csv")))
-    assert "80 GB reported; weights in 16 bits 812 GB, in 4 bits 203 GB" in lines and "6,494 GB" in lines
-    assert "takes 1.57 times one of BloomZ-7B1, with 57 times the parameters" in lines
+def test_levels_of_the_smallest_and_the_largest_model(cells):
+    assert audit.levels(cells)[0].startswith(
+        "GSM8K accuracy_pct, Hybrid: 49.3 (BloomZ-7B1) and 55.9 (Llama3.1-405B), +6.6 over 57"
+    )
+    assert audit.levels([cell((1.0, 2.0, 3.0), 2.0, method="Hybrid")]) == []  # one model is no range
+
+
+def test_readings_of_damaged_cells(cells):
+    found = audit.damaged_readings(cells, audit.read_rows(FOLDER / "table1_damaged.csv"))
+    assert len(found) == 2
+    assert (
+        "405B, Hybrid (damaged, read with low confidence): runs 91.7, 92.1, 92.1, mean 91.97, average 92.3" in found[0]
+    )
+    assert (
+        "70B, Hybrid (damaged, read with medium confidence): runs 89.8, 90.2, 90.4, mean 90.13, average 90.2"
+        in found[1]
+    )
+
+
+@pytest.mark.parametrize(("average", "lines"), [("2.0 (printed)", 0), ("2.3 (printed)", 1), ("lost", 0)])
+def test_a_damaged_cell_is_told_where_its_reading_has_another_mean(average, lines):
+    key = {"benchmark": "GLUE", "model": "BloomZ-7B1", "method": "LoRA", "confidence": "low"}
+    rows = [{**key, "field": "run1-3", "inference": "1.0 / 2.0 / 3.0"}, {**key, "field": "avg", "inference": average}]
+    assert len(audit.damaged_readings([], rows)) == lines
 
 
 def test_damaged_cells_take_no_part(cells):
