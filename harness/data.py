@@ -141,19 +141,23 @@ def _labelled(example: Labelled, tokenizer: Any, kind: str, max_length: int) -> 
 def order(lengths: Sequence[int], steps: int, batch_size: int, bucketing: int, seed: int) -> list[list[int]]:
     """Row numbers of each step: passes over shuffled rows, sorted by length within ``bucketing`` steps.
 
-    The order depends on rows, protocol and seed only, so every method of a suite sees the same.
+    The order depends on rows, protocol and seed only, and fewer steps are the first of more, so every method of a suite sees
+    the same. A window of steps ends where a pass has no whole batch left; what is left over begins the next.
     """
     generator = np.random.default_rng(seed)
-    need, stream = steps * batch_size, []
-    while len(stream) < need:
-        stream += generator.permutation(len(lengths)).tolist()
     batches: list[list[int]] = []
-    window = bucketing * batch_size
-    for start in range(0, need, window):
-        rows = sorted(stream[start : min(start + window, need)], key=lambda row: -lengths[row])
-        cut = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
-        batches += [cut[i] for i in generator.permutation(len(cut))]
-    return batches
+    stream: list[int] = []
+    while True:
+        stream += generator.permutation(len(lengths)).tolist()
+        whole = len(stream) // batch_size * batch_size
+        for start in range(0, whole, bucketing * batch_size):
+            window = stream[start : min(start + bucketing * batch_size, whole)]
+            rows = sorted(window, key=lambda row: -lengths[row])
+            cut = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+            batches += [cut[i] for i in generator.permutation(len(cut))]
+            if len(batches) >= steps:
+                return batches[:steps]
+        stream = stream[whole:]
 
 
 # --------------------------------------------------------------------------- micro-batches

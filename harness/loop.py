@@ -57,14 +57,16 @@ class Trainer:
         self.optimizers: list[torch.optim.Optimizer] = []
 
     def build_optimizers(self) -> None:
-        """The method's optimizer over what trains now; an encoder's head gets its own AdamW under every method."""
+        """The method's optimizer over what trains now. An encoder's head has an AdamW of its own under every method: one, over
+        the whole training, whatever the method does to what it trains."""
         for parameter in self.head:
             parameter.requires_grad_(False)
         self.streams.seed_torch("init", "optimizer", self.state.step)
-        self.optimizers = [self.method.optimizer(self.model)]
+        of_head = self.optimizers[1:]
+        self.optimizers = [self.method.optimizer(self.model), *of_head]
         for parameter in self.head:
             parameter.requires_grad_(True)
-        if self.head:
+        if self.head and not of_head:
             rate = self.protocol["head_learning_rate"]
             self.optimizers.append(torch.optim.AdamW(self.head, lr=rate, weight_decay=0.0, fused=True))
         for group in self.groups():
@@ -77,11 +79,13 @@ class Trainer:
             yield from optimizer.param_groups
 
     def set_learning_rate(self) -> float:
-        """Drive every group's rate by the protocol's schedule; the first group's rate."""
-        span = self.total - self.state.schedule_start
-        factor = schedule(self.protocol, self.state.step - self.state.schedule_start, span)
-        for group in self.groups():
-            group["lr"] = group["peak_lr"] * factor
+        """Drive every group's rate by the protocol's schedule; the first group's rate. The head's schedule is the whole
+        training's; the method's begins anew where what it trains changes."""
+        for place, optimizer in enumerate(self.optimizers):
+            start = 0 if place else self.state.schedule_start
+            factor = schedule(self.protocol, self.state.step - start, self.total - start)
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * factor
         return next(self.groups())["lr"]
 
     def step(self, batches: list[MicroBatch], logits: SupervisedLogits, curve: Curve) -> None:

@@ -8,6 +8,7 @@ import json
 import weakref
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -174,6 +175,16 @@ def test_seed_streams_change_only_their_own_thing():
 def test_every_row_is_seen_once_a_pass():
     chosen = data.order(list(range(24)), 6, 4, 3, 0)
     assert sorted(row for step in chosen for row in step) == list(range(24))
+
+
+@pytest.mark.parametrize("count", [3, 50, 300, 5000])
+def test_fewer_steps_are_the_first_of_more(count):
+    """As where methods train for equal times: what the slower one sees is the beginning of what the faster one sees."""
+    lengths = np.random.default_rng(0).integers(4, 200, count).tolist()
+    most = data.order(lengths, 60, 8, 16, 5)
+    assert all(data.order(lengths, steps, 8, 16, 5) == most[:steps] for steps in (1, 15, 16, 17, 40, 46, 52))
+    seen = np.bincount([row for step in most for row in step], minlength=count)
+    assert seen.sum() == 480 and seen.max() - seen.min() <= 2
 
 
 def test_live_tensors_sees_adamw_on_full_fine_tuning(model):

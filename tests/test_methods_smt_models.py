@@ -12,9 +12,10 @@ import torch
 from transformers import PreTrainedModel
 
 from harness import checkpoint, shape_cost
-from harness.checks import STEPS, Case, train
+from harness.checks import STEPS, Case, Numbers, train
 from harness.conformance import run_checks
 from harness.contract import Run, Step
+from harness.loop import run_steps
 from harness.measure import LiveTensors
 from harness.models import quiet
 from harness.plugins import load_plugin
@@ -68,6 +69,28 @@ def test_the_new_optimizer_holds_the_blocks_alone_and_the_schedule_starts_anew()
     state = trainer.optimizers[0].state[blocks].values()
     assert sum(s.numel() for s in state if s.ndim) == 2 * len(blocks) * 8**2 == 2 * blocks.numel()
     assert trainer.state.schedule_start == 3
+
+
+def head_rates(method, fields):
+    """(learning rate, Adam's steps) of the task head's own optimizer after each step."""
+    case = Case(method, "bert", fields)
+    trainer, found = case.trainer(), []
+    optimizers = []
+
+    def note():
+        head = trainer.optimizers[1]
+        optimizers.append(head)
+        found.append((head.param_groups[0]["lr"], int(next(iter(head.state.values()))["step"])))
+
+    with torch.random.fork_rng():
+        run_steps(trainer, lambda step: case.batches(), Numbers(), between=note)
+    assert all(each is optimizers[0] for each in optimizers)
+    return found
+
+
+def test_the_task_head_is_trained_as_under_every_method():
+    """Neither its moments nor its schedule begin anew where the blocks are chosen."""
+    assert head_rates("smt", {"warmup_steps": 3}) == head_rates("lora", {})
 
 
 def alive_after_the_selection(warmup, monkeypatch, kept=None):
