@@ -115,9 +115,7 @@ def _of(of: str, one: dict, base: dict) -> tuple[float, float, float, str]:
     if of != "memory":
         return ratio, ratio, ratio, "measured once"
     step, highest = one.get("memory_step_peak_bytes"), one["memory_peak_bytes"]
-    after = (
-        f"; {step / base['memory_peak_bytes']:.2f} without its warm-up and refreshes" if step and step < highest else ""
-    )
+    after = f"; {step / base['memory_peak_bytes']:.2f} in a step of its own" if step and step < highest else ""
     return ratio, ratio, ratio, "counted" + after
 
 

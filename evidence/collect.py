@@ -23,8 +23,8 @@ costs.parquet: one row per model x corpus x variant, measured with the machine t
     other_stack, threads, batch_tokens (of a step), tokens_per_second, epoch_steps (of one pass),
     step_seconds_{median,q25,q75,n,all (JSON, of the same batches for each method)}, epoch_seconds_{median,q25,q75},
     memory_{weights,gradients,gradients_at_peak,optimizer,activations,step_peak}_bytes (live tensors of a step),
-    memory_peak_bytes (of a training: warm-up, refreshes), memory_rss_peak_bytes (process), memory_cuda_*_bytes,
-    flops_per_step, attach_seconds, prepare_seconds, instrument_overhead (share of a step),
+    memory_peak_bytes (of a training: start, warm-up, refreshes), memory_rss_peak_bytes (process), memory_cuda_*_bytes,
+    flops_per_step, attach_seconds, prepare_seconds, start_peak_bytes, instrument_overhead (share of a step),
     refresh_{seconds,first_seconds,every,peak_bytes}, warmup_{seconds (a step),steps,peak_bytes}, whole_{seconds,steps}
     (a training), parameters_{trained,effective,total}, hardware, device
 trials.parquet: one row per trial of the tuning and seed of it (none of a suite that does not tune): trial, seed, status,

@@ -113,8 +113,8 @@ def _notes(costs: pd.DataFrame) -> list[str]:
         "s/step leaves out refreshes and warm-up steps, which have columns of their own; an epoch holds its share of the "
         "refreshes, and the whole training (so many steps as the suite asks) start, warm-up, refreshes and steps.",
         "Live tensors: bytes that tensors hold in one step; gradients at their largest, activations and work space as "
-        "what the step's peak holds beyond the rest; peak: the highest of a training, its warm-up and refreshes included. RSS is "
-        "another measure: resident memory of the whole process.",
+        "what the step's peak holds beyond the rest; peak: the highest of a training, with its start, warm-up and "
+        "refreshes. RSS is another measure: resident memory of the whole process.",
     ]
     hardware = sorted({text for text in costs["hardware"].dropna() if text})
     if hardware:

@@ -1,9 +1,9 @@
 """Fig. 1: training time per epoch and memory by method, from the ``cost`` stage, a row of panels per model and corpus.
 
 Bars of time are the mean time per token x the epoch's tokens, whiskers the quartiles of the steps, scaled to it. Bars of
-memory are live tensor bytes of a step, stacked by kind; a tick marks the peak of a training, warm-up and refreshes included.
-Resident memory of the process is another measure and has a panel of its own. What may not be compared bears a mark beside its
-name.
+memory are live tensor bytes of a step, stacked by kind; a tick marks the peak of a training: start, warm-up and refreshes,
+too. Resident memory of the process is another measure and has a panel of its own. What may not be compared bears a mark
+beside its name.
 """
 
 from __future__ import annotations

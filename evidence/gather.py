@@ -208,8 +208,9 @@ def _cost_facts(found: Outcome) -> dict[str, Any]:
         row |= {f"{part}_{name}": dig(record, part, name) for name in names}
     row["warmup_peak_bytes"] = dig(record, "warmup", "memory", "peak")
     row["refresh_peak_bytes"] = dig(record, "refresh", "memory", "peak")
+    row["start_peak_bytes"] = dig(record, "start", "memory", "peak")
     row["memory_step_peak_bytes"] = row.get("memory_peak_bytes")
-    peaks = [row[f"{part}_peak_bytes"] for part in ("memory_step", "warmup", "refresh")]
+    peaks = [row[f"{part}_peak_bytes"] for part in ("memory_step", "warmup", "refresh", "start")]
     row["memory_peak_bytes"] = max((peak for peak in peaks if peak is not None), default=None)  # of a whole training
     for name in ("trained", "effective", "total"):
         row[f"parameters_{name}"] = dig(record, "parameters", name)

@@ -46,7 +46,10 @@ def run(training: Training) -> dict:
 
     phases = Phases()
     timed = training.suite.limits["cost_steps"]
-    setup = build(training, phases, at_least=2 * WARM_STEPS + WARMUP_TIMED + 1 + timed + 3)
+    steps = (
+        2 * WARM_STEPS + WARMUP_TIMED + 1 + timed + 4
+    )  # all that follow, so that a schedule does not end before them
+    setup = build(training, phases, at_least=steps)
     with phases("prepare"):
         setup.initialize()
     trainer = setup.trainer
@@ -67,10 +70,12 @@ def run(training: Training) -> dict:
         memory = _memory(setup, logits, followed)
         flops = _flops(setup, logits, curve, followed)
     curve.close()
+    trainer.optimizers.clear()  # its memory is told; the data-dependent start has none beside it
+    start = _start_memory(training, steps)
     facts = setup.facts()
     per_token = sum(seconds) / sum(tokens)
     quartiles = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else [seconds[0]] * 3
-    epoch_tokens = sum(row.length for row in setup.rows["train"])
+    epoch_tokens = sum(row.length + (row.supervised if setup.kind == "seq2seq" else 0) for row in setup.rows["train"])
     epoch = per_token * epoch_tokens + (refresh["seconds"] * facts["epoch_steps"] / every if refresh else 0.0)
     prepare = phases.record["prepare"]["seconds"]
     return {
@@ -93,6 +98,7 @@ def run(training: Training) -> dict:
         "whole": {"steps": setup.steps, "seconds": prepare + whole(setup.steps, quartiles[1], refresh, warmup)},
         "attach_seconds": phases.record["load"]["seconds"],
         "prepare_seconds": prepare,
+        "start": start,
         "memory": {**memory, "rss_peak_bytes": rss, **_cuda(phases)},
         "flops_per_step": flops,
         "shapes": _shapes(setup, timed, followed),
@@ -150,6 +156,21 @@ def _warm_up(setup, logits, curve, followed: int) -> dict | None:
         "memory": memory,
         "shapes": shapes,
     }
+
+
+def _start_memory(training: Training, steps: int) -> dict | None:
+    """Peak live tensor bytes of a method's data-dependent start, in a set-up of its own, as following it takes time; None where
+    it has none."""
+    from harness.contract import Method
+    from harness.measure import LiveTensors, Phases
+    from harness.setup import build
+
+    setup = build(training, Phases(), at_least=steps)
+    if type(setup.trainer.method).initialize is Method.initialize:
+        return None
+    with LiveTensors(setup.trainer.model, []) as live:
+        setup.initialize()
+    return {"memory": live.split(0)}
 
 
 def _refresh(setup, logits, curve, every: int | None, batch: int) -> dict | None:

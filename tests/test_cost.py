@@ -6,12 +6,13 @@ import pytest
 import torch
 import yaml
 
-from harness import cost
+from harness import cost, data
 from harness.suite import load_suite
 
 VARIANTS = {
     "lora": {"method": "lora", "rank": 2},
     "galore": {"method": "galore", "rank": 4, "refresh_every": 7},
+    "lora-ga": {"method": "lora-ga", "rank": 2},
     "smt": {"method": "smt", "block_size": 8, "warmup_steps": 9, "density": 0.03},
 }
 SUITE = {
@@ -73,6 +74,31 @@ def test_a_warm_up_has_its_own_steps_and_memory(measured):
     whole = record["prepare_seconds"] + 9 * warmup["seconds"] + 21 * record["seconds"]["median"]
     assert record["whole"]["seconds"] == pytest.approx(whole)
     assert record["parameters"]["trained"] < record["parameters"]["total"] / 10
+
+
+def test_a_data_dependent_start_is_followed_for_memory(measured):
+    """LoRA-GA's probe holds a gradient of a whole weight and the activations of several micro-batches at once."""
+    assert measured["lora"]["start"] is None and measured["smt"]["start"] is None
+    start = measured["lora-ga"]["start"]["memory"]
+    assert start["optimizer"] == 0 and start["peak"] > measured["lora-ga"]["memory"]["weights"]
+
+
+def test_an_epoch_of_pairs_counts_what_its_batches_do(tmp_path):
+    """A sequence-to-sequence model reads sources and targets."""
+    from harness.measure import Phases
+    from harness.setup import build
+
+    grid = [{"models": ["tiny-t5"], "corpora": ["generated-pairs"], "variants": ["lora"], "seeds": [0]}]
+    (tmp_path / "pairs.yaml").write_text(yaml.safe_dump({**SUITE, "suite": "pairs", "grid": grid}))
+    suite = load_suite(str(tmp_path / "pairs.yaml"))
+    suite.results = tmp_path / "results"
+    training = suite.training("tiny-t5", "generated-pairs", "lora", 0)
+    made, setup = cost.run(training), build(training, Phases())
+    whole = len(setup.rows["train"]) // 4
+    read = sum(b.total_tokens for rows in data.order([r.length for r in setup.rows["train"]], whole, 4, 1, 0)
+               for b in data.micro_batches([setup.rows["train"][i] for i in rows], 4, setup.kind, setup.pad))  # fmt: skip
+    assert len(setup.rows["train"]) % 4 == 0
+    assert made["epoch_seconds"] * made["tokens_per_second"] == pytest.approx(read)
 
 
 def test_the_sum_counts_every_kind_of_step():
