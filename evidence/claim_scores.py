@@ -93,7 +93,9 @@ def _finding(
     value, (low, high) = better * d.value, sorted((better * d.low, better * d.high))
     verdict = side(*sorted((sign * low, sign * high)), bar)
     interval = f" [{low:+.2f}, {high:+.2f}]" if d.error else ""
-    text = f"{panel.label}, {model}: {value:+.2f}{interval}{against}, {d.seeds} seeds, {d.items} items"
+    text = (
+        f"{panel.label}, {model}: {value:+.2f}{interval}{against}, {d.seeds} seed{'s' * (d.seeds > 1)}, {d.items} items"
+    )
     if panel.unresolved(model):
         return Finding(UNDECIDED, f"{text}; {AT_FLOOR}")
     if not d.error:
