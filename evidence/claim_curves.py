@@ -81,7 +81,8 @@ def _shift(claim: dict, collected: Collected, fields: dict) -> Iterator[Finding]
     for where, what, one, other, sign in found:
         d = paired_difference(one, other, confidence)
         verdict = side(*sorted((sign * d.low, sign * d.high)), 0.0) if d.seeds >= LEAST_SEEDS else UNDECIDED
-        text = f"{where}: {what} {d.value:+.3f} [{d.low:+.3f}, {d.high:+.3f}], {d.seeds} seed{'s' * (d.seeds > 1)}, {d.items} matrices"
+        counted = f"{d.seeds} seed{'s' * (d.seeds > 1)}, {d.items} matrices"
+        text = f"{where}: {what} {d.value:+.3f} [{d.low:+.3f}, {d.high:+.3f}], {counted}"
         if verdict == UNDECIDED:
             text += f"; {max(LEAST_SEEDS, d.seeds + 1)} seeds or more would be needed"
         yield Finding(verdict, text)
