@@ -9,8 +9,8 @@ runs.parquet: one row per training x eval x metric (a single one with an empty v
     value = scale x sum / sum of these fields of items.parquet (no denominator: the number of items; no numerator: the
     value is no such mean); n_items, eval_version
     status (ok, missing, or the failure), with its stage and reason; stale: the stage whose record was made from another
-    specification than the plan's; stack: hash of software versions and device; other_stack: where it differs from most
-    records', in words
+    specification than the plan's, or with other values than its search chose; stack: hash of software versions and
+    device; other_stack: where it differs from most records', in words
     steps, epoch_steps, batch_size (rows), hyperparameters (JSON), tokens_supervised, tokens_total,
     parameters_{trained,effective,total}, loss_{first,last}, validation_{first,last} (nats/token, or squared error where
     a value is predicted), train_seconds (beside other jobs: for times to quote see costs) and of these refresh_seconds in

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -307,6 +310,15 @@ def test_a_failed_trial_is_visible_and_trainings_use_what_is_left(project):
     for seed in (0, 1):
         trained = json.loads((results / "runs" / "/".join(CELL) / "lora-r2" / f"seed{seed}" / "train.json").read_text())
         assert trained["specification"]["hyperparameters"]["learning_rate"] == 3e-3
+
+
+def test_a_search_of_another_machine_joins_and_nothing_that_follows_from_it_runs_again(project, tmp_path):
+    here, there = project.copied(tmp_path / "here"), project.folder / "results" / "mini"
+    shutil.rmtree(here.folder / "results" / "mini" / "runs")
+    merge = [sys.executable, "-m", "evidence.merge", "results/mini", str(there)]
+    done = subprocess.run(merge, cwd=here.folder, capture_output=True, text=True)
+    assert done.returncode == 0 and "0 refused" in done.stdout, done.stdout + done.stderr
+    assert not {path for path in here.plan() if path.startswith(("tune/", "runs/", "cost/"))}
 
 
 def test_another_space_tunes_and_trains_exactly_its_cells_anew(project):
