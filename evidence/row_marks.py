@@ -24,6 +24,8 @@ def mark(row: Mapping[str, Any]) -> str:
 def cost_mark_notes(costs: pd.DataFrame) -> list[str]:
     """A sentence for each mark that stands beside some of these costs."""
     told = []
+    if not len(costs):  # of a suite that measures none: no columns either
+        return told
     if costs["stale"].astype(bool).any():
         told.append(f"{STALE} stale: measured for another specification than the suite's present one.")
     if differences := sorted({text for text in costs["other_stack"] if text}):
