@@ -220,6 +220,18 @@ def test_of_equal_trials_the_earlier_and_a_failed_one_never(suite):
     assert tuned(suite, [math.nan] * 2 + [0.6] * 4)["chosen"]["trial"] == 2
 
 
+def test_a_trial_of_other_software_than_most_is_not_chosen(suite):
+    for trial, loss in zip(trials(suite, "lora-r2"), [0.5, 0.5, 0.6, 0.6, 0.1, 0.1], strict=True):
+        other = (trial.number, trial.seed) == (3, 1001)
+        finish(trial, loss, provenance={"stack_id": "other" if other else "most"})
+    done = tune.tuned(suite.tunings[(*CELL, "lora-r2")])
+    assert done["chosen"]["trial"] == 1 and done["failed"] == 1
+    assert (done["trials"][2]["status"], done["trials"][2]["losses"]) == ("other software", [0.1, None])
+    for trial in trials(suite, "lora-r2"):  # all alike, or unknown
+        finish(trial, 0.1 if trial.number == 3 else 0.5, provenance={"stack_id": "other"} if trial.number == 3 else {})
+    assert tune.tuned(suite.tunings[(*CELL, "lora-r2")])["chosen"]["trial"] == 3
+
+
 def test_where_all_trials_failed_nothing_trains(suite):
     done = tuned(suite, [0.5] * 6, statuses=dict.fromkeys(range(6), "oom"))
     assert (
