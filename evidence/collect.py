@@ -28,7 +28,8 @@ costs.parquet: one row per model x corpus x variant, measured with the machine t
     refresh_{seconds,first_seconds,every,peak_bytes}, warmup_{seconds (a step),steps,peak_bytes}, whole_{seconds,steps}
     (a training), parameters_{trained,effective,total}, hardware, device
 trials.parquet: one row per trial of the tuning and seed of it (none of a suite that does not tune): trial, seed, status,
-    reason, stale, values (JSON: of the searched fields), searched (JSON: their spaces), chosen,
+    reason, stale, other_stack (where it differs from most trials', in words), values (JSON: of the searched fields),
+    searched (JSON: their spaces), chosen, no_choice (why the search has none that belongs to the plan's),
     validation_{first,last} (as in runs), validation_examples, steps, tokens, seconds (of all its phases, beside other jobs),
     parameters_trained
 suite.json: names and orders for tables and figures, protocol, reference stacks, problems met; written last
