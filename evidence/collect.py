@@ -9,8 +9,8 @@ runs.parquet: one row per training x eval x metric (a single one with an empty v
     value = scale x sum / sum of these fields of items.parquet (no denominator: the number of items; no numerator: the
     value is no such mean); n_items, eval_version
     status (ok, missing, or the failure), with its stage and reason; stale: the stage whose record was made from another
-    specification than the plan's; stack: hash of software versions and device; other_stack: where it differs from most
-    records', in words
+    specification than the plan's, or with other values than its search chose; stack: hash of software versions and
+    device; other_stack: where it differs from most records', in words
     steps, epoch_steps, batch_size (rows), hyperparameters (JSON), tokens_supervised, tokens_total,
     parameters_{trained,effective,total}, loss_{first,last}, validation_{first,last} (nats/token, or squared error where
     a value is predicted), train_seconds (beside other jobs: for times to quote see costs) and of these refresh_seconds in
@@ -28,7 +28,8 @@ costs.parquet: one row per model x corpus x variant, measured with the machine t
     refresh_{seconds,first_seconds,every,peak_bytes}, warmup_{seconds (a step),steps,peak_bytes}, whole_{seconds,steps}
     (a training), parameters_{trained,effective,total}, hardware, device
 trials.parquet: one row per trial of the tuning and seed of it (none of a suite that does not tune): trial, seed, status,
-    reason, stale, values (JSON: of the searched fields), searched (JSON: their spaces), chosen,
+    reason, stale, other_stack (where it differs from most trials', in words), values (JSON: of the searched fields),
+    searched (JSON: their spaces), chosen, no_choice (why the search has none that belongs to the plan's),
     validation_{first,last} (as in runs), validation_examples, steps, tokens, seconds (of all its phases, beside other jobs),
     parameters_trained
 suite.json: names and orders for tables and figures, protocol, reference stacks, problems met; written last

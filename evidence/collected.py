@@ -35,20 +35,16 @@ class Collected:
 
     @functools.cached_property
     def costs(self) -> pd.DataFrame:
-        """Raises EvidenceError for a collection of an earlier version, which lacks the time of every step."""
-        frame = self._frame("costs")
-        if len(frame) and "step_seconds_all" not in frame:
-            raise EvidenceError(
-                f"{self.folder}: collected by an earlier version. Collect again: `python -m evidence.collect`."
-            )
-        return frame
+        return self._of_this_version("costs", "step_seconds_all")
 
     @functools.cached_property
     def trials(self) -> pd.DataFrame:
         """Trials of the tuning; none of a suite that does not tune, or that was collected before there was any."""
         import pandas as pd
 
-        return self._frame("trials") if (self.folder / "trials.parquet").is_file() else pd.DataFrame(columns=COLUMNS)
+        if not (self.folder / "trials.parquet").is_file():
+            return pd.DataFrame(columns=COLUMNS)
+        return self._of_this_version("trials", "no_choice")
 
     @functools.cached_property
     def items(self) -> pd.DataFrame:
@@ -57,6 +53,15 @@ class Collected:
     def curves(self, names: list[str]) -> pd.DataFrame:
         """The curves of these names only: a grid's whole curves may not fit in memory."""
         return self._frame("curves", filters=[("name", "in", names)])
+
+    def _of_this_version(self, name: str, column: str) -> pd.DataFrame:
+        """The rows of a file. Raises EvidenceError for a collection of an earlier version, which lacks the column."""
+        frame = self._frame(name)
+        if len(frame) and column not in frame:
+            raise EvidenceError(
+                f"{self.folder}: collected by an earlier version. Collect again: `python -m evidence.collect`."
+            )
+        return frame
 
     def _frame(self, name: str, without: str = "", filters: list | None = None) -> pd.DataFrame:
         import pyarrow.parquet as pq

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from evidence import cells
+from evidence.choices import Choice, cell_of, choices, held_against
 
 CELL = ("suite", "model", "model_label", "corpus", "corpus_label", "variant", "variant_label", "method", "seed")
 FIXED = (*CELL, "status", "stale", "other_stack")
@@ -61,7 +62,7 @@ def write_curves(plan: dict, root: Path, reference: str, problems: list[str], pa
     text, number = pa.dictionary(pa.int32(), pa.string()), pa.int64()
     types: dict[str, Any] = {name: number if name == "seed" else text for name in FIXED}
     types |= {"step": number, "name": text, "layer": text, "value": pa.float64()}
-    count = 0
+    count, chosen = 0, choices(plan, root)
     with pq.ParquetWriter(path, pa.schema(list(types.items())), compression="zstd") as writer:
         for cell in plan["cells"]:
             file = cells.folder_of(root, cell) / "curves.jsonl"
@@ -73,16 +74,17 @@ def write_curves(plan: dict, root: Path, reference: str, problems: list[str], pa
                 problems.append(str(error))
                 continue
             columns: dict[str, Any] = {name: [row[i] for row in rows] for i, name in enumerate(NUMBER)}
-            columns |= {name: [value] * len(rows) for name, value in _fixed(plan, root, cell, reference).items()}
+            fixed = _fixed(plan, root, cell, reference, chosen.get(cell_of(cell)))
+            columns |= {name: [value] * len(rows) for name, value in fixed.items()}
             if rows:
                 writer.write_table(pa.table({name: pa.array(columns[name], kind) for name, kind in types.items()}))
             count += len(rows)
     return count
 
 
-def _fixed(plan: dict, root: Path, cell: dict, reference: str) -> dict[str, Any]:
+def _fixed(plan: dict, root: Path, cell: dict, reference: str, choice: Choice | None) -> dict[str, Any]:
     """The columns that are the same for a whole curve."""
-    found = cells.outcome(root, cell, None)
+    found, _ = held_against(cells.outcome(root, cell, None), choice)
     stack = cells.stack_of(found.records["train"])
     other = cells.stack_difference(stack, reference) if stack else ""
     return {**cells.identity(plan, cell), "status": found.status, "stale": found.stale, "other_stack": other}

@@ -8,6 +8,7 @@ from typing import Any
 
 from evidence import cells, grades
 from evidence.cells import EvidenceError, Outcome, dig
+from evidence.choices import cell_of, choices, held_against
 from evidence.trials import trial_rows
 
 LIKELIHOODS = {"nll", "loss", "perplexity"}
@@ -31,6 +32,7 @@ class Gathered:
         self.runs: list[dict] = []
         self.items: list = []
         self._stacks: dict[str, list[tuple[list[dict], str]]] = {}
+        self._choices = choices(self.plan, self.root)
         for cell in self.chosen:
             for entry in cells.evals_of(cell) or [None]:
                 self._score(cell, entry)
@@ -52,7 +54,7 @@ class Gathered:
 
     def _score(self, cell: dict, entry: dict | None) -> None:
         """Rows of one training under one eval."""
-        found = cells.outcome(self.root, cell, entry)
+        found = self._held(cells.folder_of(Path(), cell), cell, cells.outcome(self.root, cell, entry))
         facts = {**cells.identity(self.plan, cell), **_facts(cell, entry or {}, found)}
         graded, columns = self._grades(cell, entry, found, facts)
         rows = [{**facts, **metric} for metric in _metrics(entry or {}, found)]
@@ -68,6 +70,14 @@ class Gathered:
                 self._stacks.setdefault(stage, []).append((rows, stack))
         self.runs += rows
 
+    def _held(self, place: Path, cell: dict, found: Outcome) -> Outcome:
+        """The outcome, stale where it was made with other values than its search chose, which is told once."""
+        found, other = held_against(found, self._choices.get(cell_of(cell)))
+        told = f"{place.as_posix()}: stale, of another choice of its search: {other}"
+        if other and told not in self.problems:
+            self.problems.append(told)
+        return found
+
     def _grades(self, cell: dict, entry: dict | None, found: Outcome, facts: dict) -> tuple[list[dict], dict]:
         """The items' grades and their numeric columns. A damaged file makes the row an error, visible everywhere."""
         score = found.records.get("score", {})
@@ -82,7 +92,7 @@ class Gathered:
         return graded, grades.numbers(graded)
 
     def _cost(self, cell: dict) -> dict:
-        found = cells.cost_outcome(self.root, cell)
+        found = self._held(cells.cost_path(cell).parent, cell, cells.cost_outcome(self.root, cell))
         row = {**cells.identity(self.plan, cell), **_cost_facts(found)}
         del row["seed"]
         if stack := cells.stack_of(found.records["cost"], hardware=True):

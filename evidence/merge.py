@@ -6,6 +6,7 @@ their hashes, and if this tree has no result of its own for the cell. What is no
 command ends with 1. Software of another machine stands in the record: tables mark such rows and never average them with others.
 
 A training and what was answered after it go together, so a cell's evals are taken only with their own training.
+Searches join first, as trainings and costs follow from their choices: those of another choice than this tree's are refused.
 Files are copied under a temporary name and renamed, the record last: an interrupted merge is run again.
 """
 
@@ -18,13 +19,14 @@ import os
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from evidence import cells
 from evidence.cells import EvidenceError
+from evidence.choices import Choice, cell_of, choice_of, other_values
 from evidence.fitting import misfit
 from harness import record as records
 
@@ -40,6 +42,21 @@ class Fate:
     why: str = ""
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """What a search asks of its cell's trainings and cost: the values that it chose; or why none of them can join."""
+
+    values: dict | None = None
+    refused: str = ""
+
+    def misses(self, found: dict) -> str:
+        other = other_values(found, self.values)
+        return self.refused or (f"made with other values than the search here chose: {other}" if other else "")
+
+
+UNSEARCHED = Chosen()
+
+
 def merge(own: Path, source: Path, dry: bool = False) -> Iterator[Fate]:
     """Every record that ``source`` has for the plan of ``own``, and what is not in the plan. ``dry``: copy nothing.
 
@@ -52,23 +69,44 @@ def merge(own: Path, source: Path, dry: bool = False) -> Iterator[Fate]:
         raise EvidenceError(
             f"{source}: neither runs nor cost nor tune in it; give the folder results/{plan['suite']} of the other machine"
         )
+    chosen: dict[tuple[str, str, str], Chosen] = {}
+    for search in cells.searches(
+        plan
+    ):  # first: Snakemake would make anew what is older than the choice it follows from
+        chosen[cell_of(search)] = yield from _search(own, source, search, dry)
     for cell in plan["cells"]:
-        yield from _training(own, source, cell, dry)
+        yield from _training(own, source, cell, dry, chosen.get(cell_of(cell), UNSEARCHED))
     for cell in cells.cost_cells(plan):
-        yield from _one(own, source, cells.cost_path(cell), cell.get("key"), dry)
-    for search in cells.searches(plan):
-        for trial in search["trials"]:
-            yield from _one(own, source, cells.trial_path(search, trial), trial["key"], dry)
-        yield from _one(own, source, cells.search_folder(search) / "tuned.json", search["key"], dry)
+        wanted = chosen.get(cell_of(cell), UNSEARCHED)
+        yield from _one(own, source, cells.cost_path(cell), cell.get("key"), dry, wanted)
     for path in cells.unplanned_records(plan, source):
         yield Fate(path.as_posix(), REFUSED, "the plan of this suite has no such cell")
 
 
-def _training(own: Path, source: Path, cell: dict, dry: bool) -> Iterator[Fate]:
+def _search(own: Path, source: Path, search: dict, dry: bool) -> Generator[Fate, None, Chosen]:
+    """The trials of a search, then its choice; returns what that asks of the trainings and the cost."""
+    for trial in search["trials"]:
+        yield from _one(own, source, cells.trial_path(search, trial), trial["key"], dry)
+    fates = list(_one(own, source, cells.search_folder(search) / "tuned.json", search["key"], dry))
+    yield from fates
+    theirs = choice_of(source, search)
+    here = theirs if any(fate.what == TAKEN for fate in fates) else choice_of(own, search)
+    refused = next((fate.why for fate in fates if fate.what == REFUSED), "")
+    if refused and not _same_choice(here, theirs):
+        return Chosen(refused=f"its search was refused: {refused}")
+    return Chosen(here.values)
+
+
+def _same_choice(one: Choice, other: Choice) -> bool:
+    """Equal values, though the losses that they were chosen by may differ in their last digits from machine to machine."""
+    return one.values is not None and one.values == other.values
+
+
+def _training(own: Path, source: Path, cell: dict, dry: bool, chosen: Chosen) -> Iterator[Fate]:
     """A training first, then its evals, if they belong to the training that is here afterwards."""
     folder = cells.folder_of(Path(), cell)
     trained = cell["variant"] != "majority"
-    first = list(_one(own, source, folder / "train.json", cell.get("key"), dry)) if trained else []
+    first = list(_one(own, source, folder / "train.json", cell.get("key"), dry, chosen)) if trained else []
     yield from first
     refused = next((fate for fate in first if fate.what == REFUSED), None)
     kept = any(fate.what == HERE and fate.why for fate in first)
@@ -99,12 +137,15 @@ def _same(one: dict, other: dict) -> bool:
     return {**one, "reason": one.get("reason") or ""} == {**other, "reason": other.get("reason") or ""}
 
 
-def _one(own: Path, source: Path, path: Path, key: str | None, dry: bool) -> Iterator[Fate]:
+def _one(
+    own: Path, source: Path, path: Path, key: str | None, dry: bool, chosen: Chosen = UNSEARCHED
+) -> Iterator[Fate]:
     """One record with the files beside it; nothing where the source has none."""
     if not (source / path).is_file():
         return
     found = _read(source / path)
-    why = found.get("problem") or misfit(found) or _wrong_key(found, key) or _wrong_files(source / path, found)
+    why = found.get("problem") or misfit(found) or _wrong_key(found, key) or chosen.misses(found)
+    why = why or _wrong_files(source / path, found)
     if why:
         yield Fate(path.as_posix(), REFUSED, why)
         return

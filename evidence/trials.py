@@ -13,33 +13,37 @@ from typing import TYPE_CHECKING, Any
 
 from evidence import cells
 from evidence.cells import dig
+from evidence.choices import NONE, choice_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
+FAILED, OTHER = "choice counts as failed", "other software"
 COLUMNS = (
     "suite", "model", "model_label", "corpus", "corpus_label", "variant", "variant_label", "method", "trial", "seed",
-    "status", "reason", "stale", "values", "searched", "chosen", "validation_first", "validation_last",
-    "validation_examples", "steps", "tokens", "seconds", "parameters_trained",
+    "status", "reason", "stale", "other_stack", "values", "searched", "chosen", "no_choice", "validation_first",
+    "validation_last", "validation_examples", "steps", "tokens", "seconds", "parameters_trained",
 )  # fmt: skip
 
 
 def trial_rows(plan: dict, root: Path, corpus: str | None = None) -> list[dict[str, Any]]:
-    """A row per trial and tuning seed. A trial that failed, is missing or is stale keeps its row."""
+    """A row per trial and tuning seed. A trial that failed, is missing, is stale or of other software keeps its row."""
     named = {(cell["model"], cell["corpus"], cell["variant"]): cell for cell in plan["cells"]}
-    rows = []
+    rows, stacks = [], []
     for search in cells.searches(plan):
         if corpus not in (None, search["corpus"]):
             continue
         cell = named.get((search["model"], search["corpus"], search["variant"]), search)
-        chosen = dig(cells.read_record(root / cells.search_folder(search) / "tuned.json"), "chosen", "trial")
+        choice = choice_of(root, search)
         facts = cells.identity(plan, {**cell, "seed": 0})
         for trial in search["trials"]:
             record = cells.read_record(root / cells.trial_path(search, trial))
-            found = _trial(record, trial)
-            rows.append(
-                {**facts, **found, "searched": json.dumps(search["searched"]), "chosen": trial["trial"] == chosen}
-            )
+            found = {**_trial(record, trial), "chosen": trial["trial"] == choice.trial, "no_choice": choice.why}
+            rows.append({**facts, **found, "searched": json.dumps(search["searched"])})
+            stacks.append(cells.stack_of(record))
+    reference = cells.commonest(stacks)
+    for row, stack in zip(rows, stacks, strict=True):
+        row["other_stack"] = cells.stack_difference(stack, reference) if stack else ""
     return [{name: row.get(name) for name in COLUMNS} for row in rows]
 
 
@@ -66,8 +70,8 @@ def _trial(record: dict, trial: dict) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Trial:
-    """One trial, the mean over its seeds. ``loss`` is None where a seed failed or is stale; ``losses`` are those of the good
-    seeds."""
+    """One trial, the mean over its seeds. ``loss`` is None where a seed failed, is stale or of other software; ``losses`` are
+    those of the good seeds."""
 
     number: int
     values: dict[str, Any]
@@ -92,6 +96,8 @@ class Tried:
     seconds: float
     examples: int | None  # of validation
     stale: int  # runs of another specification than the plan's
+    other_stacks: tuple[str, ...]  # where runs of other software differ from most trials', in words
+    no_choice: str  # why there is none, by its record; empty where that has one
 
     @property
     def cell(self) -> tuple[str, str, str]:
@@ -99,7 +105,21 @@ class Tried:
 
     @property
     def chosen(self) -> Trial | None:
-        return next((trial for trial in self.trials if trial.chosen), None)
+        """The chosen trial; None where it counts as failed, as no choice rests on such a one."""
+        return next((trial for trial in self.trials if trial.chosen and trial.loss is not None), None)
+
+    @property
+    def unchosen(self) -> str:
+        """Why nothing is chosen; empty where something is."""
+        if self.chosen:
+            return ""
+        if all(trial.loss is None for trial in self.trials):
+            return "every trial failed"
+        if self.no_choice:
+            return self.no_choice
+        return next(
+            (f"{FAILED}: trial {t.number}, {t.status}" for t in self.trials if t.chosen), f"{NONE}: no such trial"
+        )
 
     @property
     def failed(self) -> list[Trial]:
@@ -128,6 +148,8 @@ def _tried(rows: pd.DataFrame) -> Tried:
         float(rows["seconds"].sum()),
         int(examples.max()) if len(examples) else None,
         int(rows["stale"].astype(bool).sum()),
+        tuple(sorted({text for text in rows["other_stack"] if text})),
+        str(first["no_choice"]),
     )
 
 
@@ -143,7 +165,7 @@ def _mean(rows: list[dict]) -> Trial:
         tuple(good),
         fmean(before) if before else None,
         _fault(bad) if bad else "ok",
-        "" if bad is None else bad["reason"],
+        _reason(bad) if bad else "",
         bool(rows[0]["chosen"]),
         counts[0] if counts else None,
     )
@@ -153,7 +175,15 @@ def _fault(row: dict) -> str:
     """Why a seed enters no mean; empty where it does."""
     if row["status"] != "ok":
         return row["status"]
-    return "stale" if row["stale"] else "" if _number(row["validation_last"]) else "not a number"
+    if row["stale"]:
+        return "stale"
+    if row["other_stack"]:
+        return OTHER
+    return "" if _number(row["validation_last"]) else "not a number"
+
+
+def _reason(row: dict) -> str:
+    return row["other_stack"] if _fault(row) == OTHER else row["reason"]
 
 
 def _number(value: Any) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from evidence.layout import Group, Table
 from evidence.names import LOSS_UNITS
-from evidence.pools import STALE
+from evidence.pools import OTHER_STACK, STALE
 from evidence.trials import Trial, Tried, tried
 
 if TYPE_CHECKING:
@@ -44,11 +44,11 @@ def tuning_table(collected: Collected, title: str) -> Table | None:
     for search in found:
         lines = [search.identity["model_label"], search.identity["corpus_label"], *_described(search)]
         group = groups.setdefault(search.cell[:2], Group(lines))
-        mark = STALE if search.stale else ""
+        mark = (STALE if search.stale else "") + (OTHER_STACK if search.other_stacks else "")
         group.rows.append([search.identity["variant_label"] + mark, *_cells(search)])
         table.records += [_record(search, trial) for trial in search.trials]
     table.groups = list(groups.values())
-    table.notes = [*NOTES, *_stale(found), *_failures(found), *_not_tuned(collected)]
+    table.notes = [*NOTES, *_marks(found), *_failures(found), *_unchosen(found), *_not_tuned(collected)]
     return table
 
 
@@ -83,7 +83,7 @@ def _cells(search: Tried) -> list[str]:
         f"{len(search.trials)}" + (f" x {len(search.seeds)} seeds" if len(search.seeds) > 1 else ""),
         _failed(search),
         str(chosen.number) if chosen else "—",
-        written(chosen.values) if chosen else "none: every trial failed",
+        written(chosen.values) if chosen else f"none: {search.unchosen.partition(':')[0]}",
         ", ".join(words(name) for name in edges) or ("no" if chosen else "—"),
         f"{min(good):.4f}" if good else "—",
         f"{median(good):.4f} ({len(good)})" if good else "—",
@@ -135,10 +135,29 @@ def _failures(found: list[Tried]) -> list[str]:
     ]
 
 
-def _stale(found: list[Tried]) -> list[str]:
-    """A note where trials belong to another specification than the suite's present one."""
-    told = f"{STALE} stale: some trials were run for another specification than the suite's present one; they count as failed."
-    return [told] if any(search.stale for search in found) else []
+def _unchosen(found: list[Tried]) -> list[str]:
+    """A note for each search without a choice, though some of its trials came to an end."""
+    return [
+        f"Failed: {search.identity['model_label']}, {search.identity['corpus_label']}, {search.identity['variant_label']}: "
+        f"{search.unchosen}."
+        for search in found
+        if search.unchosen and any(trial.loss is not None for trial in search.trials)
+    ]
+
+
+def _marks(found: list[Tried]) -> list[str]:
+    """What the marks beside methods say: that some trials are not of the suite's present specification, or of one software."""
+    told = []
+    if any(search.stale for search in found):
+        told.append(
+            f"{STALE} stale: some trials were run for another specification than the suite's present one; they count as failed."
+        )
+    if others := sorted({text for search in found for text in search.other_stacks}):
+        told.append(
+            f"{OTHER_STACK} some trials were run with other software or device than most; they count as failed: "
+            f"{' | '.join(others)}."
+        )
+    return told
 
 
 def _not_tuned(collected: Collected) -> list[str]:

@@ -147,17 +147,23 @@ class Training:
         return self.suite.recorded_key(train_record(self)) or self.computed_key
 
     def predict_key(self, evaluation: str) -> str:
-        """Hash of what determines an eval's raw outputs: the training, the items and the requests, not the grading."""
+        """Hash of what determines an eval's raw outputs; with code=pinned that of the record that is there, if one is."""
         recorded = self.suite.recorded_key(predict_record(self, evaluation))
-        if recorded:
-            return recorded
+        return recorded or self._predict_key(evaluation, self.key)
+
+    def computed_predict_key(self, evaluation: str) -> str:
+        """The same as the code stands now."""
+        return self._predict_key(evaluation, self.computed_key)
+
+    def _predict_key(self, evaluation: str, trained: str) -> str:
+        """Hash of the training, whose key is ``trained``, the items and the requests, not the grading."""
         plugin = find_plugin("evals", evaluation)
         files = [plugin.path, ROOT / "harness" / "predict.py", ROOT / "harness" / "language_model.py"]
         fields = _merge(plugin.fields, self.suite.settings("evals", evaluation))
         grading = plugin.attributes.get("grading_fields") or ()
         return hash_of(
             {
-                "training": self.key,
+                "training": trained,
                 "eval": evaluation,
                 "fields": {name: value for name, value in fields.items() if name not in grading},
                 "source": {asset: sources("data", asset) for asset in plugin.names("assets")},

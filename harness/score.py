@@ -77,7 +77,7 @@ def score(training: Training, evaluation: str, predictions: Path, folder: Path) 
             items = plugin.items(asset_folder)
             grades = _majority(training, evaluation, plugin, items)
         else:
-            predicted = _predicted(predictions)
+            predicted = _predicted(training, evaluation, predictions)
             if predicted["status"] != "ok":
                 return {**facts, "status": "skipped", "reason": predicted["reason"] or f"predict {predicted['status']}"}
             if reason := plugin.pending():
@@ -112,10 +112,17 @@ class GradingFailed(Exception):
     """An eval could not grade an item; the message names it."""
 
 
-def _predicted(path: Path) -> dict:
+def _predicted(training: Training, evaluation: str, path: Path) -> dict:
+    """The record of the predictions. Raises UserError where there is none, or another specification's."""
     if not path.is_file():
         raise UserError(f"{path} does not exist: predict first (python -m harness.predict with the same arguments)")
-    return record.read(path)
+    predicted, key = record.read(path), training.predict_key(evaluation)
+    if predicted["status"] == "ok" and predicted.get("key") != key:
+        raise UserError(
+            f"{path} belongs to another specification (key {predicted.get('key')}, now {key}): the suite or the code has "
+            "changed since. Predict again, or go back to what it was predicted with."
+        )
+    return predicted
 
 
 def _grades(plugin: Eval, items: Sequence[dict], rows: Sequence[dict]) -> list[dict]:

@@ -262,6 +262,7 @@ class Suite:
                 {
                     "eval": e,
                     "label": find_plugin("evals", e).label,
+                    "predict_key": None if t.variant == "majority" else t.computed_predict_key(e),
                     "key": t.score_key(e),
                     "record": str(score_record(t, e)),
                 }

@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 from harness import record
@@ -39,7 +41,9 @@ def tuned(tuning: Tuning) -> dict:
     by_number: dict[int, list[Trial]] = {}
     for trial in tuning.trials:
         by_number.setdefault(trial.number, []).append(trial)
-    told = [_trial(runs) for runs in by_number.values()]
+    found = {trial: _read(trial) for trial in tuning.trials}
+    stack = _commonest_stack(found.values())
+    told = [_trial({run: found[run] for run in runs}, stack) for runs in by_number.values()]
     best = choose([trial["loss"] for trial in told])
     failed = [trial for trial in told if trial["loss"] is None]
     status, reason = "ok", ""
@@ -65,19 +69,23 @@ def tuned(tuning: Tuning) -> dict:
     }
 
 
-def _trial(runs: list[Trial]) -> dict[str, Any]:
-    """One trial over its seeds: values, losses before and after, how it ended, the tokens it took."""
-    found = [_read(run) for run in runs]
-    losses = [_last(content) for content in found]
-    bad = next((content for content, loss in zip(found, losses, strict=True) if loss is None), None)
+def _trial(runs: dict[Trial, dict], stack: str | None) -> dict[str, Any]:
+    """One trial over its seeds: values, losses before and after, how it ended, the tokens it took.
+
+    Losses of other software than ``stack`` are not compared: such a run counts as failed.
+    """
+    first, found = next(iter(runs)), list(runs.values())
+    faults = [_fault(content, stack) for content in found]
+    bad = next(filter(None, faults), None)
+    losses = [None if fault else _last(content) for content, fault in zip(found, faults, strict=True)]
     examples = [content["examples"]["validation"] for content in found if "examples" in content]
     return {
-        "trial": runs[0].number,
-        "values": runs[0].values,
+        "trial": first.number,
+        "values": first.values,
         "before": _before(found),
         "loss": None if bad else math.fsum(losses) / len(losses),
         "losses": losses,
-        "status": "ok" if bad is None else "diverged" if bad["status"] == "ok" else bad["status"],
+        "status": bad or "ok",
         "tokens": sum(content.get("tokens", {}).get(kind, 0) for content in found for kind in ("total", "probe")),
         "validation_examples": max(examples, default=None),
     }
@@ -93,6 +101,26 @@ def _read(trial: Trial) -> dict:
     return content
 
 
+def _stack(content: dict) -> str | None:
+    """Names versions and device; None of a record that does not say them."""
+    return (content.get("provenance") or {}).get("stack_id")
+
+
+def _commonest_stack(found: Iterable[dict]) -> str | None:
+    """The software of most trials, of equally many the first's."""
+    counts = Counter(stack for content in found if (stack := _stack(content)))
+    return counts.most_common(1)[0][0] if counts else None
+
+
+def _fault(content: dict, stack: str | None) -> str:
+    """Why a run cannot be chosen by; empty where it can."""
+    if content["status"] != "ok":
+        return content["status"]
+    if _stack(content) not in (None, stack):
+        return "other software"
+    return "diverged" if _last(content) is None else ""
+
+
 def _before(found: list[dict]) -> float | None:
     """Mean validation loss before the first step, of the seeds that came so far."""
     first = [validations[0][1] for content in found if (validations := content.get("loss", {}).get("validation"))]
@@ -100,9 +128,9 @@ def _before(found: list[dict]) -> float | None:
 
 
 def _last(content: dict) -> float | None:
-    """The validation loss at the end; None where the trial did not end well or it is no number."""
+    """The validation loss at the end; None where it is not there or is no number."""
     validations = content.get("loss", {}).get("validation") or []
-    if content["status"] != "ok" or not validations or not math.isfinite(validations[-1][1]):
+    if not validations or not math.isfinite(validations[-1][1]):
         return None
     return validations[-1][1]
 

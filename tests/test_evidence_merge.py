@@ -248,3 +248,92 @@ def test_trials_join_and_what_no_plan_names_is_told(trees):
     ):
         assert fates[path].what == REFUSED and "no such cell" in fates[path].why, path
         assert not (here / path).exists()
+
+
+SEARCHED = "tiny-llama/headlines/lora"
+
+
+def search(tree, rate):
+    """The tree's search chose ``rate``, with which its trainings and cost of LoRA were made."""
+    cell = dict(zip(("model", "corpus", "variant"), SEARCHED.split("/"), strict=True))
+    trial = {"trial": 1, "seed": 1000, "values": {"learning_rate": rate}, "key": "trial-key"}
+    change(tree / "plan.json", tuning={"trials": 1, "cells": [{**cell, "searched": {}, "key": "k", "trials": [trial]}]})
+    chosen = {"trial": 1, "values": trial["values"]}
+    tuned = {"stage": "tune", "status": "ok", "key": "k", "chosen": chosen, "trials": [{**trial, "loss": rate / 3}]}
+    records.write(tree / "tune" / SEARCHED / "tuned.json", tuned)
+    for path in (*tree.glob(f"runs/{SEARCHED}/seed*/train.json"), *tree.glob(f"cost/{SEARCHED}/cost.json")):
+        change(path, specification={"hyperparameters": {"rank": 4, **trial["values"]}})
+
+
+@pytest.fixture
+def searched(trees):
+    """(here, there), whose searches of LoRA chose the same; no cost is here."""
+    here, there, whole = trees
+    shutil.copytree(whole / "cost", there / "cost")
+    shutil.rmtree(here / "cost")
+    for tree in (here, there):
+        search(tree, 0.1)
+    return here, there
+
+
+def test_a_search_joins_before_what_follows_from_it(searched):
+    here, there = searched
+    (here / "tune" / SEARCHED / "tuned.json").unlink()
+    fates = list(merge.merge(here, there))
+    assert {fate.what for fate in fates} == {TAKEN, HERE} and fates[0].path == f"tune/{SEARCHED}/tuned.json"
+    tuned = (here / fates[0].path).stat().st_mtime_ns
+    for path in (here / CELL / "train.json", here / "cost" / SEARCHED / "cost.json"):
+        assert path.stat().st_mtime_ns > tuned  # else Snakemake makes it anew
+
+
+def test_trainings_of_another_choice_are_refused(searched):
+    here, there = searched
+    search(there, 0.2)
+    for fates in (list(merge.merge(here, there, dry=True)), list(merge.merge(here, there))):
+        refused = {fate.path: fate.why for fate in fates if fate.what == REFUSED}
+        assert {path.removeprefix(CELL) for path in refused if path.startswith(CELL)} == {
+            "/train.json", "/headlines-test/predict.json", "/headlines-test/score.json",
+        }  # fmt: skip
+        assert f"cost/{SEARCHED}/cost.json" in refused and len([path for path in refused if SEARCHED not in path]) == 0
+        assert refused[f"{CELL}/train.json"].startswith("its search was refused: this tree has a result of its own")
+    assert not (here / CELL).exists()
+
+
+@pytest.mark.parametrize("choice", ["none", "older", "other losses"])
+def test_trainings_are_held_against_the_choice_here_whatever_the_source_says_of_its_own(searched, choice):
+    here, there = searched
+    tuned = there / "tune" / SEARCHED / "tuned.json"
+    if choice == "other losses":  # of another processor: what follows from the same values is the same
+        change(tuned, trials=[{"loss": 1.5}])
+    elif choice == "older":
+        change(tuned, key="older")
+    else:
+        tuned.unlink()
+    train = {fate.path: fate for fate in merge.merge(here, there, dry=True)}[f"{CELL}/train.json"]
+    assert train.what == (REFUSED if choice == "older" else TAKEN)
+    change(there / CELL / "train.json", specification={"hyperparameters": {"learning_rate": 0.3}})
+    train = {fate.path: fate for fate in merge.merge(here, there)}[f"{CELL}/train.json"]
+    why = (
+        "its search was refused: stale" if choice == "older" else "than the search here chose: learning_rate 0.3 (0.1)"
+    )
+    assert train.what == REFUSED and why in train.why
+
+
+def test_a_training_and_a_cost_of_another_choice_are_stale_in_the_tables(searched):
+    here, there = searched
+    assert counts(merge.merge(here, there))[REFUSED] == 0
+    for path in (CELL, f"cost/{SEARCHED}"):
+        (record,) = (here / path).glob("[tc]*.json")
+        change(record, specification={"hyperparameters": {"learning_rate": 0.3}})
+    collect.main(["--plan", str(here / "plan.json"), "--out", str(here / "collected")])
+    found = Collected(here / "collected")
+    stale = found.runs[found.runs["stale"] != ""]
+    assert set(zip(stale["model"], stale["variant"], stale["seed"], stale["stale"], strict=True)) == {
+        ("tiny-llama", "lora", 1, "train")
+    }
+    assert found.costs.loc[found.costs["stale"] != "", ["variant", "stale"]].values.tolist() == [["lora", "cost"]]
+    assert set(found.curves(["loss"]).query("stale != ''")["seed"]) == {1}
+    panel = next(p for p in panels(found, reference=False) if p.corpus == "headlines")
+    assert panel.pools["lora", "tiny-llama"].used == (0,)
+    told = f"{CELL}: stale, of another choice of its search: learning_rate 0.3 (0.1)"
+    assert found.suite["problems"].count(told) == 1

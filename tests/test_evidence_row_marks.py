@@ -5,12 +5,14 @@ from __future__ import annotations
 import shutil
 
 import fake_results
+import pandas as pd
 import pytest
 
 from evidence import collect, paper_costs
 from evidence.collected import Collected
 from evidence.cost_table import cost_table
 from evidence.figure_cost import cost_pages
+from evidence.row_marks import cost_mark_notes
 from evidence.style import styles, use_print_style
 from harness import record
 
@@ -109,3 +111,7 @@ def test_a_time_that_could_not_be_measured_says_why(root):
     collected = Collected(root / "collected")
     collected.costs.loc[collected.costs["variant"] == "lora", ["status", "step_seconds_median"]] = ["timeout", None]
     assert projection_row(collected, "LoRA")[0][TIMES.start] == "timeout"
+
+
+def test_a_suite_that_measures_no_costs_has_no_marks_to_explain():
+    assert cost_mark_notes(pd.DataFrame([])) == []

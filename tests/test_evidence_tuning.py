@@ -24,7 +24,7 @@ from evidence.summary import failed_rows
 from evidence.trials import trial_rows, tried
 from evidence.tuning_table import at_edge, tuning_table
 from harness import record
-from tests.fake_results import collected
+from tests.fake_results import OTHER, STACK, collected
 
 SPACE = {"learning_rate": {"space": "log_uniform", "low": 1e-5, "high": 1e-2}}
 RATES = (3e-3, 1e-4, 9e-3)
@@ -119,6 +119,58 @@ def test_trials_of_another_specification_are_marked(evidence):
     table = tuning_table(old, "Tuning")
     assert [row[0] for row in table.groups[0].rows] == ["Full FT", "LoRA‡"] and any("stale" in n for n in table.notes)
     assert "stale" in table.groups[0].rows[1][2] and table.groups[0].rows[1][6] == "—"
+
+
+def test_a_trial_of_other_software_counts_as_failed_and_is_marked(tmp_path):
+    plan = tune(collected(tmp_path))
+    for path in tmp_path.glob("tune/*/*/*/trial*/seed*/train.json"):
+        other = "lora/trial3" in str(path)
+        path.write_text(json.dumps({**json.loads(path.read_text()), "provenance": OTHER if other else STACK}))
+    rows = pd.DataFrame(trial_rows(plan, tmp_path))
+    found = tried(rows)[1]
+    assert [(t.number, t.status) for t in found.failed] == [(3, "other software")] and found.chosen is None
+    table = tuning_table(types.SimpleNamespace(suite={}, trials=rows), "Tuning")
+    full, lora = table.groups[0].rows
+    assert full[0] == "Full FT" and lora[0] == "LoRA†" and lora[2] == "1 (1 other software)"
+    assert lora[3:5] == ["—", "none: choice counts as failed"] and lora[6] == "0.6000"
+    text = markdown(table)
+    assert "† some trials were run with other software or device than most; they count as failed: torch 2.12.0" in text
+    assert "LoRA: choice counts as failed: trial 3, other software." in text
+    assert "trial 3 (learning rate 0.009): other software (torch 2.12.0 (2.13.0))." in text
+    (page,) = rate_pages(
+        pd.DataFrame({"model": [], "corpus": [], "validation_first": []}), rows, styles(["full", "lora"])
+    )
+    assert page.axes
+
+
+@pytest.mark.parametrize(
+    ("damage", "cell", "note"),
+    [
+        ("gone", "none: no choice recorded", "no choice recorded: no tuned.json yet."),
+        ("cut", "none: no choice recorded", "no choice recorded: unreadable record"),
+        ("failed", "none: no choice recorded", "no choice recorded: all failed."),
+        ("stale", "none: choice is stale", "choice is stale: made from other trials than the plan's."),
+    ],
+)
+def test_only_a_choice_of_the_plans_search_is_shown(tmp_path, damage, cell, note):
+    plan = tune(collected(tmp_path))
+    path = tmp_path / "tune/tiny-llama/headlines/lora/tuned.json"
+    done = {**json.loads(path.read_text()), "key": "search"}
+    plan["tuning"]["cells"][1]["key"] = "search"
+    changes = {"failed": {"status": "error", "reason": "all failed"}, "stale": {"key": "older"}}
+    path.write_text(json.dumps({**done, **changes.get(damage, {})})[: 20 if damage == "cut" else None])
+    if damage == "gone":
+        path.unlink()
+    table = tuning_table(types.SimpleNamespace(suite={}, trials=pd.DataFrame(trial_rows(plan, tmp_path))), "Tuning")
+    full, lora = table.groups[0].rows
+    assert full[3] == "2" and lora[3:6] == ["—", cell, "—"] and lora[6] == "0.3000"
+    assert any(text.startswith("Failed: ") and f"LoRA: {note}" in text for text in table.notes)
+
+
+def test_that_every_trial_failed_is_said_only_if_each_did(tmp_path):
+    frame = pd.DataFrame(trial_rows(tune(collected(tmp_path)), tmp_path)).assign(status="oom")
+    table = tuning_table(types.SimpleNamespace(suite={}, trials=frame), "Tuning")
+    assert {row[4] for row in table.groups[0].rows} == {"none: every trial failed"}
 
 
 # --------------------------------------------------------------------------- the expected best

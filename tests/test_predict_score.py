@@ -625,6 +625,20 @@ def test_a_grade_that_raises_is_a_row_that_names_the_item(here, monkeypatch):
     assert graded["reason"] == "grading item 5: ZeroDivisionError: no letters"
 
 
+def test_predictions_of_another_specification_are_refused_unless_the_code_is_pinned(here, monkeypatch):
+    predicted, _ = run("generated-labels", "untuned", here)
+    training = here.training("tiny-llama", "generated-labels", "untuned", 0)
+    path, arguments = (
+        predict_record(training, "generated-labels"),
+        cell("generated-labels", "untuned", "generated-labels"),
+    )
+    record.write(path, {**predicted, "key": "of-older-code"})
+    with pytest.raises(UserError, match="belongs to another specification .key of-older-code, now"):
+        score.main(arguments)
+    monkeypatch.setenv("TUNING_FORK_CODE", "pinned")
+    assert score.main(arguments) == 0
+
+
 def test_an_item_without_prediction_is_a_row_that_names_it(here):
     predicted, _ = run("generated-labels", "untuned", here)
     path = predict_record(here.training("tiny-llama", "generated-labels", "untuned", 0), "generated-labels").parent

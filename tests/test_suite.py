@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from harness import dag
+from harness import dag, record
 from harness import suite as suites
-from harness.cells import train_record
+from harness.cells import predict_record, train_record
 from harness.closure import code_hash
 from harness.failures import UserError
 from harness.plugins import ROOT, available, find_plugin, load_plugin
@@ -53,6 +53,22 @@ def test_overrides_apply_where_they_should(tmp_path):
     zero = suite.training("tiny-llama", "generated-labels", "lora-r4", 0)
     assert one.protocol["steps"] == 9 and one.hyperparameters["learning_rate"] == 0.5
     assert zero.hyperparameters["learning_rate"] != 0.5 and zero.hyperparameters["rank"] == 4
+
+
+def test_the_plan_has_the_keys_of_predictions_as_the_code_stands_even_where_it_is_pinned(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    suite = load(tmp_path)
+    training = suite.training("tiny-llama", "generated-labels", "full", 0)
+    keys = {cell["variant"]: entry["predict_key"] for cell in suite.plan()["cells"] for entry in cell["evals"]}
+    assert keys["majority"] is None and keys["untuned"]
+    key = training.predict_key("generated-labels")
+    for path in (train_record(training), predict_record(training, "generated-labels")):
+        record.write(path, {"status": "ok", "key": "of-older-code"})
+    monkeypatch.setenv("TUNING_FORK_CODE", "pinned")
+    training = load(tmp_path).training("tiny-llama", "generated-labels", "full", 0)
+    assert training.predict_key("generated-labels") == "of-older-code"
+    cells = [cell for cell in training.suite.plan()["cells"] if (cell["variant"], cell["seed"]) == ("full", 0)]
+    assert [entry["predict_key"] for entry in cells[0]["evals"]] == [key]
 
 
 def test_step_times_give_each_variant_the_steps_of_an_equal_time(tmp_path):

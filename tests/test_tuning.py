@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -217,6 +220,18 @@ def test_of_equal_trials_the_earlier_and_a_failed_one_never(suite):
     assert tuned(suite, [math.nan] * 2 + [0.6] * 4)["chosen"]["trial"] == 2
 
 
+def test_a_trial_of_other_software_than_most_is_not_chosen(suite):
+    for trial, loss in zip(trials(suite, "lora-r2"), [0.5, 0.5, 0.6, 0.6, 0.1, 0.1], strict=True):
+        other = (trial.number, trial.seed) == (3, 1001)
+        finish(trial, loss, provenance={"stack_id": "other" if other else "most"})
+    done = tune.tuned(suite.tunings[(*CELL, "lora-r2")])
+    assert done["chosen"]["trial"] == 1 and done["failed"] == 1
+    assert (done["trials"][2]["status"], done["trials"][2]["losses"]) == ("other software", [0.1, None])
+    for trial in trials(suite, "lora-r2"):  # all alike, or unknown
+        finish(trial, 0.1 if trial.number == 3 else 0.5, provenance={"stack_id": "other"} if trial.number == 3 else {})
+    assert tune.tuned(suite.tunings[(*CELL, "lora-r2")])["chosen"]["trial"] == 3
+
+
 def test_where_all_trials_failed_nothing_trains(suite):
     done = tuned(suite, [0.5] * 6, statuses=dict.fromkeys(range(6), "oom"))
     assert (
@@ -307,6 +322,15 @@ def test_a_failed_trial_is_visible_and_trainings_use_what_is_left(project):
     for seed in (0, 1):
         trained = json.loads((results / "runs" / "/".join(CELL) / "lora-r2" / f"seed{seed}" / "train.json").read_text())
         assert trained["specification"]["hyperparameters"]["learning_rate"] == 3e-3
+
+
+def test_a_search_of_another_machine_joins_and_nothing_that_follows_from_it_runs_again(project, tmp_path):
+    here, there = project.copied(tmp_path / "here"), project.folder / "results" / "mini"
+    shutil.rmtree(here.folder / "results" / "mini" / "runs")
+    merge = [sys.executable, "-m", "evidence.merge", "results/mini", str(there)]
+    done = subprocess.run(merge, cwd=here.folder, capture_output=True, text=True)
+    assert done.returncode == 0 and "0 refused" in done.stdout, done.stdout + done.stderr
+    assert not {path for path in here.plan() if path.startswith(("tune/", "runs/", "cost/"))}
 
 
 def test_another_space_tunes_and_trains_exactly_its_cells_anew(project):
