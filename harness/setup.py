@@ -39,7 +39,6 @@ class Setup:
         self.kind = models.kind(trainer.model)
         self.base = base_folder(training.model)
         self.tokens_probed = 0
-        self.seconds_aside = 0.0  # within the train phase, spent on validation and checkpoints
         self._validation: list[data.MicroBatch] | None = None
 
     def micro_batches(self, step: int) -> list[data.MicroBatch]:

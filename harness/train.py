@@ -107,18 +107,20 @@ def run(training: Training) -> dict:
     saved = folder / "checkpoint" / "checkpoint.pt"
     content = checkpoint.load_checkpoint(saved, trainer, training.mark)
     if content:
-        phases.record = content["phases"]
+        phases.go_on_from(content["phases"])
         setup.tokens_probed = content["tokens_probed"]
         print(f"going on from step {trainer.state.step} of {trainer.total}", flush=True)
     else:
         with phases("prepare"):
             setup.initialize()
     curve = _open_curve(folder / "curves.jsonl", content["curve"] if content else 0, trainer)
+    curve.overhead = content["instrument_seconds"] if content else 0.0
 
     def save() -> None:
         with phases("save"):
             curve.flush(force=True)
-            extra = {"phases": phases.record, "curve": curve.position(), "tokens_probed": setup.tokens_probed}
+            extra = {"phases": phases.so_far(), "curve": curve.position(), "instrument_seconds": curve.overhead}
+            extra["tokens_probed"] = setup.tokens_probed
             checkpoint.save_checkpoint(saved, trainer, training.mark, extra)
 
     status, reason = "ok", ""
@@ -131,7 +133,6 @@ def run(training: Training) -> dict:
         ledger["tokens"] = trainer.state.total_tokens
     except Diverged as error:
         status, reason = "diverged", str(error)
-    phases.record["train"]["seconds"] -= setup.seconds_aside
     if status == "ok" and training.stage == "train":  # nobody asks a trial's model anything
         with phases("save"):
             checkpoint.save_delta(folder / "delta.safetensors", trainer, setup.base)
@@ -177,12 +178,10 @@ class _Between:
     def __call__(self) -> None:
         trainer = self.setup.trainer
         done, total = trainer.state.step, trainer.total
-        before = time.perf_counter()
         if done == total or (self.validate_every and done % self.validate_every == 0):
             self.setup.validate(self.curve, self.phases)
         if done < total and self.every and done % self.every == 0 and not self.stop:
             self.save()
-        self.setup.seconds_aside += time.perf_counter() - before
         if self.stop and done < total:
             self.save()
             raise Interrupted(f"checkpoint after step {done} of {total}")
