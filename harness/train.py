@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import shutil
 import signal
 import sys
@@ -131,6 +132,7 @@ def run(training: Training) -> dict:
             trainer.restore_hook()
             run_steps(trainer, setup.micro_batches, curve, between=_Between(training, setup, curve, phases, save))
         ledger["tokens"] = trainer.state.total_tokens
+        _check_validation(trainer.state)
     except Diverged as error:
         status, reason = "diverged", str(error)
     if status == "ok" and training.stage == "train":  # nobody asks a trial's model anything
@@ -158,6 +160,15 @@ def run(training: Training) -> dict:
             p.stem: record.file_entry(p) for p in (folder / "curves.jsonl", folder / "delta.safetensors") if p.exists()
         },
     }
+
+
+def _check_validation(state) -> None:
+    """Raise Diverged where the last validation is no number: the loss before an update does not see what it did."""
+    from harness.loop import Diverged
+
+    step, loss = state.validations[-1] if state.validations else (0, 0.0)
+    if not math.isfinite(loss):
+        raise Diverged(f"the validation loss is {loss} after step {step}")
 
 
 class _Between:

@@ -1,7 +1,8 @@
-"""What a training's record says of an interrupted training."""
+"""What a training's record says of an interrupted training, and of one whose weights are no numbers at the end."""
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import time
@@ -61,3 +62,17 @@ def test_seconds_of_a_resumed_training_are_those_of_all_its_starts(training, mon
     assert content["phases"]["train"]["seconds"] >= steps * STEP_SECONDS
     assert content["instrument_seconds"] >= steps * OVERHEAD
     assert content["phases"]["load"]["seconds"] > saved["phases"]["load"]["seconds"]
+
+
+def test_weights_that_are_no_numbers_after_the_last_step_end_as_diverged(training, monkeypatch):
+    def spoil(self, model, step):
+        if step.index + 1 == SUITE["protocol"]["steps"]:
+            with torch.no_grad():
+                next(model.parameters()).fill_(math.nan)
+
+    monkeypatch.setattr(Method, "after_step", spoil)
+    assert train.main(CELL) == 0
+    content = record.read(train_record(training))
+    assert content["status"] == "diverged"
+    assert content["reason"] == "the validation loss is nan after step 4"
+    assert "delta" not in content["files"]
