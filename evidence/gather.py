@@ -133,7 +133,7 @@ def _facts(cell: dict, entry: dict, found: Outcome) -> dict[str, Any]:
         "epoch_steps": train.get("epoch_steps"),
         "batch_size": dig(train, "specification", "protocol", "batch_size"),
         "hyperparameters": _json(dig(train, "specification", "hyperparameters") or {}),
-        **{f"tokens_{kind}": dig(train, "tokens", kind) for kind in ("supervised", "total")},
+        **{f"tokens_{kind}": dig(train, "tokens", kind) for kind in ("supervised", "total", "probe")},
         **{f"parameters_{kind}": dig(train, "parameters", kind) for kind in ("trained", "effective", "total")},
         "loss_first": dig(train, "loss", "first"),
         "loss_last": dig(train, "loss", "last"),

@@ -28,6 +28,7 @@ def notes(collected: Collected, found: Sequence[Panel], names: dict[str, str], r
     problems = [f"Note: {problem}" for problem in collected.suite.get("problems", [])]
     return [
         *_reading(found, pools, runs),
+        *_probes(found, names),
         *([NOTE + ITEMS_NOTE] if tiers else []),
         *_doubts(found, pools),
         *failures(found, names),
@@ -95,6 +96,24 @@ def _reading(found: Sequence[Panel], pools: Sequence[Pool], runs: bool) -> list[
             for name, value in (json.loads(text) if text else {}).items():
                 lines.append(f"{panel.first('eval_label')}, {name}: {value}.")
     return list(dict.fromkeys(lines))
+
+
+def _probes(found: Sequence[Panel], names: dict[str, str]) -> list[str]:
+    """What some methods read before their first step, and others do not: it is in no count of steps."""
+    read: dict[str, set[int]] = {}
+    for panel in found:
+        if "tokens_probe" not in panel.facts:  # collected by an earlier version
+            continue
+        for variant, tokens in panel.facts[["variant", "tokens_probe"]].dropna().itertuples(index=False):
+            if tokens > 0:
+                read.setdefault(variant, set()).add(int(tokens))
+    told = [f"{names[variant]} reads {_range(counts)}" for variant, counts in read.items()]
+    return [f"Beyond the tokens of its steps, before the first one: {', '.join(told)} tokens."] if told else []
+
+
+def _range(counts: set[int]) -> str:
+    low, high = min(counts), max(counts)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def _doubts(found: Sequence[Panel], pools: Sequence[Pool]) -> list[str]:

@@ -11,7 +11,7 @@ import json
 import os
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,30 +34,68 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
+class _Open:
+    """A phase that is running: its entry of the record, when it began, and the seconds of phases within it so far."""
+
+    def __init__(self, entry: dict):
+        self.entry, self.start, self.within = entry, time.perf_counter(), 0.0
+
+
 class Phases:
-    """``with phases("load"):`` — seconds, the highest RSS seen at its ends, device peaks. Phases of one name add up."""
+    """``with phases("load"):`` — seconds, the highest RSS seen at its ends, device peaks. Phases of one name add up.
+
+    Of phases one within the other, seconds are the inner one's alone; a peak on the device is also the outer one's.
+    """
 
     def __init__(self) -> None:
         self.record: dict[str, dict] = {}
+        self._open: list[_Open] = []  # the outermost first
 
     @contextlib.contextmanager
     def __call__(self, name: str) -> Iterator[dict]:
         cuda = torch.cuda.is_initialized()
         if cuda:
+            self._keep_peaks()  # of the phases around this one, before the device forgets them
             torch.cuda.reset_peak_memory_stats()
         synchronize()
-        start = time.perf_counter()
-        entry = self.record.setdefault(name, {"seconds": 0.0, "rss_bytes": 0})
+        phase = _Open(self.record.setdefault(name, {"seconds": 0.0, "rss_bytes": 0}))
+        self._open.append(phase)
         try:
-            yield entry
+            yield phase.entry
         finally:
             synchronize()
-            entry["seconds"] += time.perf_counter() - start
-            entry["rss_bytes"] = max(entry["rss_bytes"], rss_bytes())
             if cuda:
-                for kind in ("allocated", "reserved"):
-                    peak = getattr(torch.cuda, f"max_memory_{kind}")()
-                    entry[f"cuda_{kind}_bytes"] = max(entry.get(f"cuda_{kind}_bytes", 0), peak)
+                self._keep_peaks()
+            self._open.pop()
+            seconds = time.perf_counter() - phase.start
+            phase.entry["seconds"] += seconds - phase.within
+            phase.entry["rss_bytes"] = max(phase.entry["rss_bytes"], rss_bytes())
+            if self._open:
+                self._open[-1].within += seconds
+
+    def so_far(self) -> dict[str, dict]:
+        """A copy of the record in which running phases have the seconds that they took until now."""
+        record = {name: dict(entry) for name, entry in self.record.items()}
+        names = {id(entry): name for name, entry in self.record.items()}
+        end = time.perf_counter()
+        for phase in reversed(self._open):
+            record[names[id(phase.entry)]]["seconds"] += end - phase.start - phase.within
+            end = phase.start  # the phase around it has the time before
+        return record
+
+    def go_on_from(self, earlier: dict[str, dict]) -> None:
+        """Add the record of an interrupted start: seconds add up, of bytes the larger ones stay."""
+        for name, entry in earlier.items():
+            mine = self.record.setdefault(name, {})
+            for key, value in entry.items():
+                mine[key] = mine.get(key, 0.0) + value if key == "seconds" else max(mine.get(key, 0), value)
+
+    def _keep_peaks(self) -> None:
+        """The device's peaks since it was last reset, into every running phase."""
+        for kind in ("allocated", "reserved"):
+            peak = getattr(torch.cuda, f"max_memory_{kind}")()
+            for phase in self._open:
+                phase.entry[f"cuda_{kind}_bytes"] = max(phase.entry.get(f"cuda_{kind}_bytes", 0), peak)
 
 
 def rss_peak_bytes() -> int:
@@ -194,7 +232,7 @@ class LiveTensors(TorchDispatchMode):
     """Follows live tensor storages: peak bytes in all, and what they were at that peak.
 
     Kinds are told from the model and the optimizers: parameters and buffers are weights, ``.grad`` is gradients,
-    tensors in an optimizer's state are its state; the rest is activations and work space. CPU and CUDA alike.
+    tensors in an optimizer's state, or saved with it, are its state; the rest is activations and work space. CPU and CUDA alike.
     """
 
     def __init__(self, model: nn.Module, optimizers: list[torch.optim.Optimizer]):
@@ -257,13 +295,17 @@ class LiveTensors(TorchDispatchMode):
         return [p.grad for p in self.model.parameters() if p.grad is not None]
 
     def _states(self) -> list[Tensor]:
-        return [
-            value
-            for optimizer in self.optimizers
-            for state in optimizer.state.values()
-            for value in state.values()
-            if isinstance(value, Tensor)
-        ]
+        """State of parameters, and whatever else an optimizer saves, such as sums over steps."""
+        return [tensor for optimizer in self.optimizers for tensor in _tensors(optimizer.state_dict())]
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """All tensors within nested mappings and sequences."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors(part)
 
 
 def _bytes(tensors: list[Tensor]) -> int:

@@ -11,6 +11,7 @@ import copy
 import difflib
 import functools
 import importlib
+import re
 import sys
 import types
 from dataclasses import dataclass, field
@@ -82,12 +83,26 @@ def find_plugin(kind: str, name: str) -> Plugin:
 
 
 def check_fields(plugin: Plugin, given: dict, where: str) -> None:
-    """Refuse a field that the plug-in does not have."""
-    for key in given:
+    """Refuse a field that the plug-in does not have, and text for a method's number."""
+    for key, value in given.items():
         if key not in plugin.fields or (key == "task" and plugin.kind != "methods"):
             near = difflib.get_close_matches(key, plugin.fields, n=1, cutoff=0.5)
             hint = f"Did you mean '{near[0]}'? " if near else ""
             raise UserError(f"{where}: {plugin.name} has no field '{key}'. {hint}It has: {', '.join(plugin.fields)}.")
+        default = plugin.fields[key]
+        number = isinstance(default, int | float) and not isinstance(default, bool)
+        if plugin.kind == "methods" and number and isinstance(value, str):
+            raise UserError(f"{where}: {plugin.name}'s '{key}' is a number, not {value!r}.{as_number(value)}")
+
+
+def as_number(text: str) -> str:
+    """How to write a number that YAML reads as text, such as 1e-3; empty for any other text."""
+    parts = re.fullmatch(r"([-+]?\d+)(\.\d*)?(?:[eE]([-+]?\d+))?", text)
+    if parts is None:
+        return ""
+    whole, fraction, exponent = parts.groups()
+    plain = text if exponent is None else f"{whole}{fraction or '.0'}e{int(exponent):+d}"
+    return " Write it without quotes." if plain == text else f" YAML reads {text} as text: write {plain}."
 
 
 def load_plugin(kind: str, name: str, **fields: Any) -> Any:

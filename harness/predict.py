@@ -125,7 +125,7 @@ def restore_for_prediction(training: Training, trained: dict, asked: Sequence[As
     """
     from harness import models
     from harness.device import choose_device
-    from harness.setup import DTYPE, attach, labels
+    from harness.setup import DTYPE, attach, float32_head, labels
 
     protocol, streams = training.protocol, _streams(training)
     device = choose_device(protocol["threads"])
@@ -144,6 +144,8 @@ def restore_for_prediction(training: Training, trained: dict, asked: Sequence[As
         streams.seed_torch("init", "before_step", trained["steps"], 0)
         method.before_step(model, Step(trained["steps"], trained["steps"], 0.0))
         merging = _merge(method, (model, tokenizer, kind), protocol, asked)
+    else:
+        float32_head(model)
     return (model.eval(), tokenizer, kind), merging
 
 

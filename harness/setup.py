@@ -39,7 +39,6 @@ class Setup:
         self.kind = models.kind(trainer.model)
         self.base = base_folder(training.model)
         self.tokens_probed = 0
-        self.seconds_aside = 0.0  # within the train phase, spent on validation and checkpoints
         self._validation: list[data.MicroBatch] | None = None
 
     def micro_batches(self, step: int) -> list[data.MicroBatch]:
@@ -177,7 +176,7 @@ def _steps(protocol: dict, rows: int) -> int:
 
 def attach(model: torch.nn.Module, method: object, total: int, dtype: torch.dtype, streams: Streams) -> list:
     """Freeze everything, let the method attach, make what trains float32; the task head's (name, parameter) pairs."""
-    head = models.head_parameters(model)
+    head = float32_head(model)  # first: a method that notes the base's types must find the head's own
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     streams.seed_torch("init", "attach")
@@ -187,13 +186,20 @@ def attach(model: torch.nn.Module, method: object, total: int, dtype: torch.dtyp
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
-    if head and dtype == torch.bfloat16:
-        _cast_inputs(model, {id(parameter) for _, parameter in head})
     return head
 
 
-def _cast_inputs(model: torch.nn.Module, head: set[int]) -> None:
-    """A float32 head on a bfloat16 base: its modules take their inputs in float32."""
+def float32_head(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
+    """Raise the task head to float32 where the base is bfloat16; its (name, parameter) pairs.
+
+    The head belongs to the protocol: it is the same for every method, trained, merged and predicted with, and for the
+    untuned model. Its modules take their inputs in float32.
+    """
+    head = models.head_parameters(model)
+    low = {id(parameter) for _, parameter in head if parameter.dtype == torch.bfloat16}
     for module in model.modules():
-        if any(id(parameter) in head for parameter in module.parameters(recurse=False)):
+        if any(id(parameter) in low for parameter in module.parameters(recurse=False)):
             module.register_forward_pre_hook(lambda _, inputs: tuple(x.float() for x in inputs))
+    for _, parameter in head:
+        parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
+    return head

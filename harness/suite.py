@@ -21,7 +21,7 @@ import yaml
 from harness import record, trials
 from harness.cells import Training, catalogue, cost_record, predict_record, score_record, train_record
 from harness.failures import UserError
-from harness.plugins import ROOT, Plugin, check_fields, find_plugin, load_plugin
+from harness.plugins import ROOT, Plugin, as_number, check_fields, find_plugin, load_plugin
 
 __all__ = [
     "Suite",
@@ -160,8 +160,7 @@ class Suite:
 
     def _check(self) -> None:
         schema = json.loads((ROOT / "workflow" / "schemas" / "suite.schema.json").read_text(encoding="utf-8"))
-        for error in sorted(jsonschema.Draft202012Validator(schema).iter_errors(self.raw), key=lambda e: list(e.path)):
-            raise UserError(f"{self._where(error.path)}: {_explain(error)}")
+        self._check_against(schema, self.raw, [])
         for name, variant in self.variants.items():
             if name in ("untuned", "majority"):
                 raise UserError(
@@ -175,8 +174,14 @@ class Suite:
                 check_fields(find_plugin(kind, name), given, self._where([kind, name]))
         self._check_grid()
         self._check_step_times()
-        self._check_overrides()
+        self._check_overrides(schema["properties"])
         trials.check(self)
+
+    def _check_against(self, schema: dict, value: Any, place: list) -> None:
+        """Refuse a value that does not fit the schema; ``place`` is where in the suite it stands."""
+        errors = jsonschema.Draft202012Validator(schema).iter_errors(value)
+        for error in sorted(errors, key=lambda e: list(e.path)):
+            raise UserError(f"{self._where([*place, *error.path])}: {_explain(error)}")
 
     def _check_grid(self) -> None:
         for number, block in enumerate(self.raw["grid"]):
@@ -206,11 +211,12 @@ class Suite:
             if not protocol.get("steps"):
                 raise UserError(f"{where}: equal time is counted from `steps`: give their number")
 
-    def _check_overrides(self) -> None:
+    def _check_overrides(self, schemas: dict) -> None:
+        """``schemas``: of the suite's keys. An override's value must fit as if it stood under that key."""
+        shared, fields = schemas["protocol"]["properties"], schemas["variants"]["additionalProperties"]["properties"]
         for number, rule in enumerate(self.raw.get("overrides", [])):
             where = self._where(["overrides", number])
-            methods = {v["method"] for v in self.variants.values()}
-            for key in rule["set"]:
+            for key, value in rule["set"].items():
                 part, _, name = key.partition(".")
                 if part == "protocol" and {"variant", "method", "seed"} & set(rule["when"]):
                     raise UserError(
@@ -219,12 +225,22 @@ class Suite:
                     )
                 if part == "protocol":
                     _known(name, PROTOCOL, f"{where}: protocol field", "see harness/suite.py")
+                    self._check_against(shared[name], value, ["overrides", number, "set", key])
                 elif part == "variant":
-                    chosen = self.variants.get(rule["when"].get("variant"), {}) if "variant" in rule["when"] else {}
-                    for method in [chosen["method"]] if chosen else methods if "method" not in rule["when"] else []:
-                        check_fields(find_plugin("methods", method), {name: None}, where)
+                    for method in self._reached(rule["when"]):
+                        check_fields(find_plugin("methods", method), {name: value}, where)
+                    self._check_against(fields.get(name, {}), value, ["overrides", number, "set", key])
                 else:
                     raise UserError(f"{where}: '{key}' should begin with 'protocol.' or 'variant.'")
+
+    def _reached(self, when: dict) -> list[str]:
+        """Methods of the variants that an override is for."""
+
+        def fits(key: str, value: str) -> bool:
+            return key not in when or value in (when[key] if isinstance(when[key], list) else [when[key]])
+
+        reached = {v["method"] for n, v in self.variants.items() if fits("variant", n) and fits("method", v["method"])}
+        return sorted(reached)
 
     def _where(self, path: Any) -> str:
         """The suite's file and the place in it, with the line where YAML can tell."""
@@ -331,6 +347,8 @@ def _explain(error: jsonschema.ValidationError) -> str:
         return f"unknown key '{extra[0]}'. " + (
             f"Did you mean '{near[0]}'?" if near else f"Known: {', '.join(allowed)}."
         )
+    if error.validator == "type" and isinstance(error.instance, str):
+        return f"{error.message}.{as_number(error.instance)}"
     return error.message
 
 

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import shutil
 import signal
 import sys
@@ -107,18 +108,20 @@ def run(training: Training) -> dict:
     saved = folder / "checkpoint" / "checkpoint.pt"
     content = checkpoint.load_checkpoint(saved, trainer, training.mark)
     if content:
-        phases.record = content["phases"]
+        phases.go_on_from(content["phases"])
         setup.tokens_probed = content["tokens_probed"]
         print(f"going on from step {trainer.state.step} of {trainer.total}", flush=True)
     else:
         with phases("prepare"):
             setup.initialize()
     curve = _open_curve(folder / "curves.jsonl", content["curve"] if content else 0, trainer)
+    curve.overhead = content["instrument_seconds"] if content else 0.0
 
     def save() -> None:
         with phases("save"):
             curve.flush(force=True)
-            extra = {"phases": phases.record, "curve": curve.position(), "tokens_probed": setup.tokens_probed}
+            extra = {"phases": phases.so_far(), "curve": curve.position(), "instrument_seconds": curve.overhead}
+            extra["tokens_probed"] = setup.tokens_probed
             checkpoint.save_checkpoint(saved, trainer, training.mark, extra)
 
     status, reason = "ok", ""
@@ -129,9 +132,9 @@ def run(training: Training) -> dict:
             trainer.restore_hook()
             run_steps(trainer, setup.micro_batches, curve, between=_Between(training, setup, curve, phases, save))
         ledger["tokens"] = trainer.state.total_tokens
+        _check_validation(trainer.state)
     except Diverged as error:
         status, reason = "diverged", str(error)
-    phases.record["train"]["seconds"] -= setup.seconds_aside
     if status == "ok" and training.stage == "train":  # nobody asks a trial's model anything
         with phases("save"):
             checkpoint.save_delta(folder / "delta.safetensors", trainer, setup.base)
@@ -159,6 +162,15 @@ def run(training: Training) -> dict:
     }
 
 
+def _check_validation(state) -> None:
+    """Raise Diverged where the last validation is no number: the loss before an update does not see what it did."""
+    from harness.loop import Diverged
+
+    step, loss = state.validations[-1] if state.validations else (0, 0.0)
+    if not math.isfinite(loss):
+        raise Diverged(f"the validation loss is {loss} after step {step}")
+
+
 class _Between:
     """After every step: validation when due, a checkpoint when due or on SIGTERM, a line of progress every five seconds."""
 
@@ -177,12 +189,10 @@ class _Between:
     def __call__(self) -> None:
         trainer = self.setup.trainer
         done, total = trainer.state.step, trainer.total
-        before = time.perf_counter()
         if done == total or (self.validate_every and done % self.validate_every == 0):
             self.setup.validate(self.curve, self.phases)
         if done < total and self.every and done % self.every == 0 and not self.stop:
             self.save()
-        self.setup.seconds_aside += time.perf_counter() - before
         if self.stop and done < total:
             self.save()
             raise Interrupted(f"checkpoint after step {done} of {total}")

@@ -182,6 +182,19 @@ def test_rows_that_test_items_give_away_are_told(copy):
     )
 
 
+def test_tokens_read_before_the_first_step_are_told_where_a_method_reads_any(copy, scores):
+    assert not any("before the first one" in note for note in scores.notes)
+    for variant, seed, tokens in (("full", 0, 1234), ("full", 1, 1234), ("dora", 0, 50), ("dora", 1, 70)):
+        path = copy / f"runs/tiny-bert/headlines/{variant}/seed{seed}/train.json"
+        trained = record.read(path)
+        record.write(path, {**trained, "tokens": {**trained["tokens"], "probe": tokens}})
+    told = "Beyond the tokens of its steps, before the first one: Full FT reads 1,234, DoRA reads 50 to 70 tokens."
+    assert recollected(copy).notes.count(told) == 1
+    runs = Collected(copy / "collected").runs
+    one = runs[(runs["model"] == "tiny-bert") & (runs["variant"] == "dora") & (runs["seed"] == 1)].iloc[0]
+    assert one["tokens_probe"] == 70
+
+
 def test_judge_pending_is_no_failure(copy):
     path = copy / "runs/tiny-bert/headlines/lora/seed0/headlines-test/score.json"
     record.write(path, {**record.read(path), "status": "judge_pending", "reason": "no judge given"})

@@ -111,11 +111,45 @@ def test_the_key_follows_what_determines_the_result_and_nothing_else(tmp_path):
         ({"overrides": [{"when": {"variant": "full"}, "set": {"protocol.steps": 5}}]}, "belongs to the protocol"),
         ({"overrides": [{"when": {"corpus": "x"}, "set": {"steps": 5}}]}, "should begin with 'protocol.' or 'variant.'"),
         ({"overrides": [{"when": {}, "set": {"protocol.stepz": 5}}]}, "'stepz' is not known. Did you mean 'steps'"),
+        ({"variants": {"full": {"method": "full"}, "lora-r4": {"method": "lora", "alpha": "1e-3"}}},
+         "variants.lora-r4: lora's 'alpha' is a number, not '1e-3'. YAML reads 1e-3 as text: write 1.0e-3"),
+        ({"variants": {"full": {"method": "full", "learning_rate": "2e4"}, "lora-r4": {"method": "lora"}}},
+         r"learning_rate: '2e4' is not of type 'number'. YAML reads 2e4 as text: write 2.0e\+4"),
     ],
 )  # fmt: skip
 def test_a_wrong_suite_is_refused_in_one_clear_sentence(tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
         load(tmp_path, **changes)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("protocol.steps", "10", r"overrides.0.set.protocol.steps: '10' is not of type 'integer'. Write it without quotes"),
+        ("protocol.steps", -3, "overrides.0.set.protocol.steps: -3 is less than the minimum of 0"),
+        ("protocol.head_learning_rate", "1e-3", "YAML reads 1e-3 as text: write 1.0e-3"),
+        ("protocol.precision", "fp16", "'fp16' is not one of"),
+        ("protocol.schedule", "foo", "'foo' is not one of"),
+        ("protocol.batch_size", 0, "0 is less than the minimum of 1"),
+        ("protocol.max_grad_norm", -1, "-1 is less than the minimum of 0"),
+        ("protocol.streams", {"ordre": 1}, "unknown key 'ordre'. Did you mean 'order'"),
+        ("variant.learning_rate", "1e-3", "'learning_rate' is a number, not '1e-3'. YAML reads 1e-3 as text: write 1.0e-3"),
+        ("variant.learning_rate", -1.0, "overrides.0.set.variant.learning_rate: -1.0 is less than"),
+        ("variant.alpha", "sixteen", "'alpha' is a number, not 'sixteen'"),
+    ],
+)  # fmt: skip
+def test_a_value_of_an_override_is_checked_as_the_suite_s_own(tmp_path, key, value, message):
+    part = key.partition(".")[0]
+    when = {"variant": ["lora-r4"]} if part == "variant" else {"model": "tiny-llama"}
+    with pytest.raises(UserError, match=message):
+        load(tmp_path, overrides=[{"when": when, "set": {key: value}}])
+
+
+def test_an_override_names_fields_of_the_methods_that_it_reaches(tmp_path):
+    rule = {"when": {"method": "lora"}, "set": {"variant.rank": 2}}
+    assert load(tmp_path, overrides=[rule]).training("tiny-llama", "generated-labels", "lora-r4", 0)
+    with pytest.raises(UserError, match="full has no field 'rank'"):
+        load(tmp_path, overrides=[{**rule, "when": {"method": ["lora", "full"]}}])
 
 
 def test_no_such_suite():
