@@ -17,10 +17,11 @@ FLOAT32 = 4
 LONG = 40  # rows of the table that are printed; the file has all
 LEGEND = """A row stands for all its seeds or trials; step, training and disk are of one of them. Memory is that of live tensors
 at the peak of a step with the training's largest micro-batch (optimizer state and weights as they stand, gradients at their
-largest, activations with work space); a process lies above it by its libraries and its allocator. FLOPs are matrix products and
-attention. A training's time is its steps with refreshes; loading, `prepare`, validation, prediction and scoring are left out.
-Disk: the trained delta (what trains, in float32), and while it trains a checkpoint of that with optimizer state, if one is
-written; predictions, curves and the base models are left out."""
+largest, activations with work space); a process lies above it by its libraries and its allocator. Where not every micro-batch
+is known, as rows are not at hand, too many to be all read, or trained on too often to be all laid out, it is that of an upper
+bound of the largest, marked ≤. FLOPs are matrix products and attention. A training's time is its steps with refreshes; loading,
+`prepare`, validation, prediction and scoring are left out. Disk: the trained delta (what trains, in float32), and while it
+trains a checkpoint of that with optimizer state, if one is written; predictions, curves and the base models are left out."""
 
 
 def write_pages(plan: Plan, folder: Path) -> str:
@@ -57,6 +58,7 @@ def facts(row: Row) -> dict:
         "flops": flops * steps if flops and steps else None,
         "trained": step.parameters["trained"] if step else None,
         **{f"{kind}_bytes": row.memory.get(kind) for kind in KINDS},
+        "upper_bound": found.upper if step else None,
         "fits": not row.obstacle if step else None,
         "obstacle": row.obstacle,
         "step_seconds": row.step_seconds,
@@ -95,11 +97,22 @@ def _table(rows: list[Row]) -> str:
         variant = known["variant"] + (", search" if known["stage"] == "trial" else "")
         cells = [known["model"], known["corpus"], variant, str(row.trainings), count(known["steps"])]
         cells += [count(known["tokens"]), amount(known["flops_a_step"])]
-        cells += [size(known[f"{kind}_bytes"]) for kind in KINDS]
-        cells += ["not counted" if not step else "no" if row.obstacle else "yes"]
+        cells += [_memory(row, kind) for kind in KINDS]
+        cells += ["not counted" if not step else "yes" if not row.obstacle else "not surely" if _unsure(row) else "no"]
         cells += ["" if row.step_seconds is None else f"{row.step_seconds:,.3g}", duration(row.seconds)]
         lines.append(f"| {' | '.join([*cells, size(known['delta_bytes'])])} |")
     return "\n".join(lines)
+
+
+def _memory(row: Row, kind: str) -> str:
+    """Bytes of a kind for people; what grows with the micro-batch is an upper bound where that is one."""
+    bound = "≤ " if row.batches.upper and kind in ("activations", "peak") and row.memory else ""
+    return bound + size(row.memory.get(kind))
+
+
+def _unsure(row: Row) -> bool:
+    """Whether the row fits but for activations of a micro-batch that may be larger than any of the training's."""
+    return row.batches.upper and "activations" in row.obstacle
 
 
 def totals(plan: Plan) -> list[str]:
@@ -143,7 +156,7 @@ def obstacles(plan: Plan) -> list[str]:
         if row.reason:
             found.setdefault((model, variant, f"not counted: {row.reason}"), []).append(row.training.corpus)
         elif row.obstacle:
-            what = f"{row.obstacle} exceed {size(plan.device_memory)}"
+            what = f"{row.obstacle} {'may ' * _unsure(row)}exceed {size(plan.device_memory)}"
             found.setdefault((model, variant, what), []).append(row.training.corpus)
     peaks = {(r.training.model, r.training.variant): r.memory for r in plan.rows if r.memory}
     lines = []
