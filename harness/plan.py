@@ -61,6 +61,7 @@ class Plan:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m harness.plan", description="Say what a suite will cost.")
     parser.add_argument("--suite", required=True)
+    damaged: list[Path]  # cost records that tell too little
     parser.add_argument(
         "--device-memory", default="", help="of the device to plan for, as 80GiB; default: this machine's"
     )
@@ -79,7 +80,8 @@ def plan(suite: Suite, device_memory: str = "", records: list[Path] | None = Non
     device, memory = _device(device_memory)
     rows = _rows(suite)
     folders = records if records is not None else [f for f in (Path("results"),) if f.is_dir()]
-    known = [cell for cell in map(timed, cost_records(folders)) if cell]
+    records_here, damaged = cost_records(folders)
+    known = [cell for cell in map(timed, records_here) if cell]
     _tell(f"{suite.name}: {len(rows)} models with a corpus and a method, {len(known)} measured cells of this machine")
     needed = [request for row in rows for request in _requests(row)]
     count_all([*needed, *(request for cell in known for request in cell.requests)], _tell)
@@ -87,7 +89,7 @@ def plan(suite: Suite, device_memory: str = "", records: list[Path] | None = Non
     clock = _clock(rows, cells)
     for row in rows:
         _fill(row, clock, memory)
-    return Plan(suite, device, memory, rows, clock.source, cells, uncounted, time.monotonic() - started)
+    return Plan(suite, device, memory, rows, clock.source, cells, uncounted, damaged, time.monotonic() - started)
 
 
 def _tell(line: str) -> None:

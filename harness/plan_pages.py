@@ -174,7 +174,9 @@ def errors(plan: Plan) -> str:
     """The plan on measured cells, memory by kind, and time of what was left out of the calibration."""
     cells = plan.measured
     if not cells:
-        return "No cost records of this machine: nothing to compare with. Stage `cost` makes them."
+        return "\n".join(
+            ["No cost records of this machine: nothing to compare with. Stage `cost` makes them.", *_damaged(plan)]
+        )
     lines = [f"{len(cells)} measured cells of this machine."]
     lines.append(f"\n| memory, n = {len(cells)} | median error | largest | within 10 % |\n|---|---|---|---|")
     for kind in KINDS:
@@ -195,7 +197,14 @@ def errors(plan: Plan) -> str:
         f"\nThe measured steps of a cell differ among themselves: half of them by {_percent(spread)} of their median."
     )
     lines += [f"- not compared: {line}" for line in plan.uncounted]
-    return "\n".join(lines)
+    return "\n".join(lines + _damaged(plan))
+
+
+def _damaged(plan: Plan) -> list[str]:
+    """One line, if any record was left out."""
+    first, more = plan.damaged[:3], len(plan.damaged) - 3
+    shown = ", ".join(map(str, first)) + (f" and {more} more" if more > 0 else "")
+    return [f"- left out, as damaged or without what a plan needs: {shown}"] if first else []
 
 
 def left_out(cells: list[Measured]) -> list[LeftOut]:
