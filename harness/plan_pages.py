@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from harness.calibration import LeftOut, Measured, leave_out, memory_errors, mid
 
 if TYPE_CHECKING:
     from harness.plan import Plan, Row
+    from harness.step_profile import Profile
 
 KINDS = ("weights", "gradients", "optimizer", "activations", "peak")
 FLOAT32 = 4
@@ -63,15 +65,15 @@ def facts(row: Row) -> dict:
         "obstacle": row.obstacle,
         "step_seconds": row.step_seconds,
         "training_seconds": row.seconds,
-        "delta_bytes": _delta(row) if training.stage == "train" else 0,  # nobody asks a trial's model anything
-        "checkpoint_bytes": _delta(row) + row.memory["optimizer"] if step else None,
+        "delta_bytes": _delta(step) if training.stage == "train" else 0,  # nobody asks a trial's model anything
+        "checkpoint_bytes": _delta(row.held) + row.memory["optimizer"] if step else None,
         "reason": row.reason,
         "notes": "; ".join(row.notes),
     }
 
 
-def _delta(row: Row) -> int | None:
-    return FLOAT32 * (row.step.parameters["trained"] + row.step.parameters["head"]) if row.step else None
+def _delta(step: Profile | None) -> int | None:
+    return FLOAT32 * (step.parameters["trained"] + step.parameters["head"]) if step else None
 
 
 def page(plan: Plan, most: int) -> str:
@@ -94,14 +96,17 @@ def _table(rows: list[Row]) -> str:
     lines = [f"| {' | '.join([*names, 'training', 'delta'])} |", "|" + "---|" * (len(names) + 2)]
     for row in rows:
         known, step = facts(row), row.step
-        variant = known["variant"] + (", search" if known["stage"] == "trial" else "")
-        cells = [known["model"], known["corpus"], variant, str(row.trainings), count(known["steps"])]
+        cells = [known["model"], known["corpus"], _variant(row), str(row.trainings), count(known["steps"])]
         cells += [count(known["tokens"]), amount(known["flops_a_step"])]
         cells += [_memory(row, kind) for kind in KINDS]
         cells += ["not counted" if not step else "yes" if not row.obstacle else "not surely" if _unsure(row) else "no"]
         cells += ["" if row.step_seconds is None else f"{row.step_seconds:,.3g}", duration(row.seconds)]
         lines.append(f"| {' | '.join([*cells, size(known['delta_bytes'])])} |")
     return "\n".join(lines)
+
+
+def _variant(row: Row) -> str:
+    return row.training.variant + (", search" if row.training.stage == "trial" else "")
 
 
 def _memory(row: Row, kind: str) -> str:
@@ -145,25 +150,24 @@ def totals(plan: Plan) -> list[str]:
         )
     if uncounted:
         lines.append(f"{uncounted} rows that cannot be counted are in no total")
-    return lines
+    notes = Counter(note for row in plan.rows for note in dict.fromkeys(row.notes))
+    return lines + [f"{number} row{'s' * (number > 1)}: {note}" for note, number in notes.items()]
 
 
 def obstacles(plan: Plan) -> list[str]:
     """One line for each model and variant that does not fit or cannot be counted, over its corpora."""
-    found: dict[tuple, list[str]] = {}
+    found: dict[tuple, list[Row]] = {}
     for row in plan.rows:
-        model, variant = row.training.model, row.training.variant
-        if row.reason:
-            found.setdefault((model, variant, f"not counted: {row.reason}"), []).append(row.training.corpus)
-        elif row.obstacle:
-            what = f"{row.obstacle} {'may ' * _unsure(row)}exceed {size(plan.device_memory)}"
-            found.setdefault((model, variant, what), []).append(row.training.corpus)
-    peaks = {(r.training.model, r.training.variant): r.memory for r in plan.rows if r.memory}
+        if row.reason or row.obstacle:
+            exceed = f"{row.obstacle} {'may ' * _unsure(row)}exceed {size(plan.device_memory)}"
+            what = f"not counted: {row.reason}" if row.reason else exceed
+            found.setdefault((row.training.model, _variant(row), what), []).append(row)
     lines = []
-    for (model, variant, what), corpora in found.items():
-        memory = peaks.get((model, variant), {})
-        kinds = ", ".join(f"{kind} {size(memory[kind])}" for kind in KINDS if memory)
-        lines.append(f"{model}, {variant} ({', '.join(corpora)}): {what}" + (f" ({kinds})" if kinds else ""))
+    for (model, variant, what), rows in found.items():
+        largest = max(rows, key=lambda row: row.memory.get("peak", 0))
+        kinds = ", ".join(f"{kind} {_memory(largest, kind)}" for kind in KINDS if largest.memory)
+        corpora = ", ".join(row.training.corpus for row in rows)
+        lines.append(f"{model}, {variant} ({corpora}): {what}" + (f" ({kinds})" if kinds else ""))
     return lines
 
 
