@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from evidence.style import PAGE_WIDTH, Style, footer, heading, legend_columns, pages
-from evidence.time_to_target import MOST, Workload, profile, score
+from evidence.time_to_target import MOST, Workload, profile, score, shared
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,10 +55,17 @@ def profile_pages(works: Sequence[Workload], styles: dict[str, Style]) -> list[F
     axis.set_ylabel("share of workloads")
     labels = [f"{style.label} (0.00)" for style in styles.values()]
     figure.legend(loc="outside upper center", ncols=legend_columns(labels), handlelength=2.6)
-    seeds = {seed for work in works for row in work.seconds.values() for seed in row}
-    count = sum(len({s for row in work.seconds.values() for s in row}) for work in works)
-    footer(figure, PROFILE.format(count, f"{len(works)} x {len(seeds)}", MOST) + without)
+    footer(figure, _how(works, list(styles)) + without)
     return [figure]
+
+
+def _how(works: Sequence[Workload], variants: list[str]) -> str:
+    """How to read the profile, with the workloads that it counts and those that it leaves out."""
+    names, counted = shared(works, variants)
+    of = f"{len({id(work) for work, _ in counted})} x {len({seed for _, seed in counted})}"
+    planned = sum(len({seed for v in names for seed in work.seconds[v]}) for work in works)
+    left = f" Left out: {planned - len(counted)} that not every method is planned with."
+    return PROFILE.format(len(counted), of, MOST) + left * (planned > len(counted))
 
 
 def _without_target(works: Sequence[Workload]) -> str:

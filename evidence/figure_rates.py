@@ -1,11 +1,13 @@
 """Fig. 4: validation loss against learning rate, a panel per model and corpus, where a suite searched (learning_rates.py).
 
 A point is the mean over seeds, the filled one is chosen; a rate with a run that failed or may not be compared is a cross on
-the upper edge. The dotted line is the loss before training, above which a rate did harm.
+the upper edge, and a loss above the axis a narrow triangle. The dotted line is the loss before training, above which a rate
+did harm.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from evidence.learning_rates import Search, searches, tuned_searches
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
 
 PANEL_HEIGHT = 2.9  # inches
 ACROSS = 2
+EDGE, BELOW = 0.97, 0.065  # of the panel's height: marks at the upper edge, and from one to the next under it
+NARROW = ((-0.45, -1.0), (0.0, 1.0), (0.45, -1.0), (-0.45, -1.0))  # a triangle that no method has for its points
+ABOVE = " A narrow triangle at the top: a loss above the axis, which ends a little above that before training{}."
 TRIALS = (
     "A point is a trial, {} a method{}. Filled: the chosen one, of the lowest validation loss. A cross at the top: that trial "
     "failed. Dotted: validation loss before training. " + LOSS_UNITS
@@ -45,6 +50,7 @@ def _page(panels: dict[tuple[str, str], list[Search]], runs: pd.DataFrame, style
     size = (PAGE_WIDTH, PANEL_HEIGHT * rows + 0.75)
     figure, axes = plt.subplots(rows, across, figsize=size, squeeze=False, layout="constrained")
     drawn: dict[str, object] = {}
+    cut = False
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
     for axis, ((model, corpus), group) in zip(axes.flat, panels.items(), strict=False):
@@ -56,10 +62,12 @@ def _page(panels: dict[tuple[str, str], list[Search]], runs: pd.DataFrame, style
         if len(before):
             axis.axhline(before.mean(), color="#888888", linewidth=0.8, linestyle=":", zorder=1)
         _finish(axis, group, before.mean() if len(before) else None)
+        cut |= _mark_edge(axis, group, styles)
     figure.legend(
         drawn.values(), drawn.keys(), loc="outside upper center", ncols=legend_columns(list(drawn)), handlelength=2.6
     )
-    footer(figure, _how([search for group in panels.values() for search in group]))
+    found = [search for group in panels.values() for search in group]
+    footer(figure, _how(found) + (ABOVE.format(_of_seeds(found)) if cut else ""))
     return figure
 
 
@@ -73,6 +81,10 @@ def _how(found: list[Search]) -> str:
         "" if all(search.joined for search in found) else " Points without a line: other fields were searched, too."
     )
     return TRIALS.format(trials, each) + others
+
+
+def _of_seeds(found: list[Search]) -> str:
+    return " (small: of a seed)" if any(len(p.losses) > 1 for search in found for p in search.points.values()) else ""
 
 
 def _label(search: Search) -> str:
@@ -89,14 +101,33 @@ def _draw(axis, search: Search, style: Style):
             axis.plot([rate] * len(point.losses), point.losses, ".", color=style.colour, markersize=3, zorder=1)
     if search.best is not None:
         axis.plot([search.best], [good[search.best]], color=style.colour, marker=style.marker, markersize=7)
-    failed = [rate for rate in search.points if rate not in good]
-    if failed:  # an empty line would stand at the figure's corner
-        axis.plot(failed, [0.97] * len(failed), "x", color=style.colour, transform=axis.get_xaxis_transform())
     return line
 
 
+def _mark_edge(axis, group: list[Search], styles: dict[str, Style]) -> bool:
+    """Crosses and triangles at the upper edge, under one another at the same rate; whether any loss is above the axis."""
+    top, across, taken, cut = axis.get_ylim()[1], axis.get_xaxis_transform(), Counter(), False
+    for search in group:
+        colour = styles[search.variant].colour
+        for rate, point in search.points.items():
+            failed, above = point.loss is None, point.loss is not None and point.loss > top
+            seed_above = len(point.losses) > 1 and max(point.losses) > top
+            cut |= above or seed_above
+            if not (failed or above or seed_above):
+                continue
+            height = EDGE - BELOW * taken[rate]
+            taken[rate] += 1
+            face, size = (colour if rate == search.best else "white"), (6 if failed else 8 if above else 4)
+            axis.plot(
+                rate, height, marker="x" if failed else NARROW, color=colour, markerfacecolor=face, markersize=size,
+                transform=across, zorder=3,
+            )  # fmt: skip
+    return cut
+
+
 def _finish(axis, group: list[Search], before: float | None) -> None:
-    """Logarithmic, the loss too where it spans much; up to little above that before training: what rose beyond is cut."""
+    """Logarithmic, the loss too where it spans much; up to little above that before training, where any loss is lower: what
+    rose beyond is cut."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     axis.set_xscale("log")
@@ -106,7 +137,9 @@ def _finish(axis, group: list[Search], before: float | None) -> None:
     if not losses:
         return
     low, high = min(losses), max(losses)
-    high = min(high, 1.15 * before) if before else high
+    if before:
+        high = min(high, 1.15 * before) if low < 1.15 * before else high
+        low = min(low, before)
     margin = (high / low) ** 0.06
     axis.set_ylim(low / margin, high * margin)
     if high > 3 * low > 0:

@@ -9,6 +9,7 @@ grid of validations is the suite's (``validate_every``): no time lies between it
 The performance profile (E. D. Dolan, J. J. Moré, Math. Programming 91, 2002; scored as in AlgoPerf, G. E. Dahl et al.,
 arXiv 2306.07179): for each factor, the share of workloads (model, corpus, seed) that a method trains to the target within
 this factor of the fastest method's time there. A miss, a failed run or a run that is not comparable never counts as reached.
+All methods are held against each other on the same workloads: a seed that one of them is not planned with counts for none.
 """
 
 from __future__ import annotations
@@ -95,15 +96,21 @@ def seconds_at(cost: dict, step: int) -> float:
     return total
 
 
+def shared(works: list[Workload], variants: list[str]) -> tuple[list[str], list[tuple[Workload, int]]]:
+    """The variants that every (model, corpus) has, and each (workload, seed) that all of these are planned with."""
+    names = [v for v in variants if works and all(v in work.seconds for work in works)]
+    common = [set.intersection(*(set(work.seconds[v]) for v in names)) if names else set() for work in works]
+    return names, [(work, seed) for work, seeds in zip(works, common, strict=True) for seed in sorted(seeds)]
+
+
 def profile(works: list[Workload], variants: list[str], factors: np.ndarray) -> dict[str, np.ndarray]:
-    """{variant: share of workloads within each factor of the fastest}; only variants that every workload has."""
+    """{variant: share of workloads within each factor of the fastest}, of what is ``shared``; empty where nothing is."""
     import numpy as np
 
-    seeds = [(work, seed) for work in works for seed in sorted({s for row in work.seconds.values() for s in row})]
-    shared = [v for v in variants if works and all(v in work.seconds for work in works)]
-    ratios: dict[str, list[float]] = {v: [] for v in shared}
+    names, seeds = shared(works, variants)
+    ratios: dict[str, list[float]] = {v: [] for v in names} if seeds else {}
     for work, seed in seeds:
-        times = {v: work.seconds[v].get(seed, math.inf) for v in shared}
+        times = {v: work.seconds[v][seed] for v in names}
         best = min(times.values())
         for v, time in times.items():
             ratios[v].append(time / best if 0 < best < math.inf else 1.0 if time == best < math.inf else math.inf)

@@ -16,6 +16,7 @@ from harness.provenance import provenance
 from harness.step_profile import profile
 from harness.suite import PROTOCOL, catalogue
 
+NEEDED = ("suite", "model", "corpus", "variant", "method", "threads", "memory", "warmup", "refresh")
 SAME = ("cpu", "cores", "gpu")  # of the hardware: what makes two machines one for a timing
 
 
@@ -44,19 +45,37 @@ class Timed:
         return [(self.subject, *self.typical), (self.subject, *self.largest)]
 
 
-def cost_records(folders: Iterable[Path]) -> list[dict]:
-    """Good ``cost`` records of this machine under these folders of results."""
-    here, found = _hardware(provenance()), []
+def cost_records(folders: Iterable[Path]) -> tuple[list[dict], list[Path]]:
+    """Good ``cost`` records of this machine under these folders of results; and the files that are damaged, or lack what a
+    plan needs of a good one. Raises UserError for a folder that is not there."""
+    here, found, damaged = _hardware(provenance()), [], []
     for folder in folders:
         if not folder.is_dir():
             raise UserError(
                 f"{folder}: no such folder of results. Name one that holds <suite>/cost/, or a suite's own."
             )
         for path in sorted({*folder.glob("cost/*/*/*/cost.json"), *folder.glob("*/cost/*/*/*/cost.json")}):
-            content = record.read(path)
-            if content["status"] == "ok" and _hardware(content["provenance"]) == here:
-                found.append(content)
-    return found
+            try:
+                content = record.read(path)
+                if content["status"] == "ok" and _told(content) == here:
+                    found.append(content)
+            except (ValueError, KeyError, TypeError, AttributeError):
+                damaged.append(path)
+    return found, damaged
+
+
+def _told(content: dict) -> tuple:
+    """The hardware of a record that has all that is read of it. Raises KeyError, TypeError or AttributeError."""
+    specification, seconds = content["specification"], content["seconds"]
+    for part, names in (
+        (content, NEEDED),
+        (specification, ("hyperparameters", "protocol")),
+        (specification["corpus"], ("name", "fields")),
+        (seconds, ("median", "q25", "q75")),
+    ):
+        for name in names:
+            part[name]
+    return _hardware(content["provenance"])
 
 
 def _hardware(origin: dict) -> tuple:

@@ -8,11 +8,13 @@ records of this machine, and the error of the plan on these is printed beside it
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import re
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,19 +27,23 @@ from harness.plan_rows import Batches, batches, label_count
 from harness.step_profile import Profile, count_all, profile
 from harness.suite import Suite, Training, load_suite
 
+BEFORE_SEARCH = "counted with the values before the search, which has not chosen yet"
+OF_TRIALS = "trials of the search: memory and fit of the largest, all else with the first one's values"
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 @dataclass
 class Row:
-    """A model, corpus and variant of the suite, whose seeds cost the same each; or the trials that search for its values, all
-    counted with the first one's."""
+    """A model, corpus and variant of the suite, whose seeds cost the same each; or the trials that search for its values:
+    memory and fit are the largest one's, all else the first one's."""
 
     training: Training
     trainings: int
     batches: Batches
     subject: Subject
+    others: list[Subject] = field(default_factory=list)  # of further trials, as far as their steps may differ
     step: Profile | None = None  # None: with a reason
+    held: Profile | None = None  # whose memory it is
     reason: str = ""
     memory: dict[str, int] = field(default_factory=dict)
     obstacle: str = ""  # what does not fit, and why
@@ -55,6 +61,7 @@ class Plan:
     clock: str  # where seconds come from
     measured: list[Measured]
     uncounted: list[str]  # measured cells that could not be compared, and why
+    damaged: list[Path]  # cost records that tell too little
     took: float
 
 
@@ -79,7 +86,8 @@ def plan(suite: Suite, device_memory: str = "", records: list[Path] | None = Non
     device, memory = _device(device_memory)
     rows = _rows(suite)
     folders = records if records is not None else [f for f in (Path("results"),) if f.is_dir()]
-    known = [cell for cell in map(timed, cost_records(folders)) if cell]
+    records_here, damaged = cost_records(folders)
+    known = [cell for cell in map(timed, records_here) if cell]
     _tell(f"{suite.name}: {len(rows)} models with a corpus and a method, {len(known)} measured cells of this machine")
     needed = [request for row in rows for request in _requests(row)]
     count_all([*needed, *(request for cell in known for request in cell.requests)], _tell)
@@ -87,7 +95,7 @@ def plan(suite: Suite, device_memory: str = "", records: list[Path] | None = Non
     clock = _clock(rows, cells)
     for row in rows:
         _fill(row, clock, memory)
-    return Plan(suite, device, memory, rows, clock.source, cells, uncounted, time.monotonic() - started)
+    return Plan(suite, device, memory, rows, clock.source, cells, uncounted, damaged, time.monotonic() - started)
 
 
 def _tell(line: str) -> None:
@@ -129,47 +137,70 @@ def _rows(suite: Suite) -> list[Row]:
     searches = [tuning.trials for tuning in suite.tunings.values()]
     rows, told = [], time.monotonic()
     for number, group in enumerate([*searches, *groups.values()]):
-        rows.append(_row(group[0], len(group)))
+        rows.append(_row(group))
         if time.monotonic() - told > 5:
             told = time.monotonic()
             _tell(f"reading rows: {number + 1} of {len(searches) + len(groups)} cells")
     return rows
 
 
-def _row(training: Training, trainings: int) -> Row:
-    protocol = training.protocol
+def _row(group: Sequence[Training]) -> Row:
+    training, protocol = group[0], group[0].protocol
+    values, notes = _values(training)
     subject = Subject(
         training.model,
         training.method,
-        json.dumps(training.hyperparameters, sort_keys=True),
+        json.dumps(values, sort_keys=True),
         label_count(training.model, training.corpus, training.corpus_fields()),
         protocol["precision"],
         protocol["activation_checkpointing"],
     )
-    return Row(training, trainings, batches(training), subject)
+    others = _others(subject, group) if training.stage == "trial" else []
+    return Row(training, len(group), batches(training), subject, others, notes=notes)
+
+
+def _values(training: Training) -> tuple[dict, list[str]]:
+    """The hyper-parameters to count with, those that a search has chosen included; a note where it has not."""
+    before = training.hyperparameters
+    if training.stage == "trial":
+        return before, [OF_TRIALS]
+    try:
+        return {**before, **training.hyperparameters_given()}, []
+    except (ValueError, KeyError, TypeError):  # no choice, one of another search, none possible, or a damaged record
+        return before, [BEFORE_SEARCH]
+
+
+def _others(first: Subject, trials: Sequence[Training]) -> list[Subject]:
+    """What trials after the first train, each once. Rates are the first one's: they change no shape, and so are not counted
+    again."""
+    rates = {name: value for name, value in json.loads(first.fields).items() if name.endswith("learning_rate")}
+    fields = (json.dumps({**trial.hyperparameters, **rates}, sort_keys=True) for trial in trials)
+    return [dataclasses.replace(first, fields=text) for text in dict.fromkeys(fields) if text != first.fields]
 
 
 def _requests(row: Row) -> list[tuple]:
+    """A typical step, then the largest, and the largest of other trials."""
     found, number = row.batches, round(row.batches.micro_batches)
-    return [(row.subject, found.typical, number), (row.subject, found.largest, number)]
+    largest = [(subject, found.largest, number) for subject in (row.subject, *row.others)]
+    return [(row.subject, found.typical, number), *largest]
 
 
 def _fill(row: Row, clock: Clock, device_memory: int) -> None:
     """The row's numbers, or its reason for having none."""
+    typical, largest, *others = _requests(row)
     try:
-        row.step, largest = (profile(*request) for request in _requests(row))
+        row.step, held = profile(*typical), profile(*largest)
     except NotCountable as error:
         row.reason = str(error)
         return
-    row.memory = largest.memory()
+    row.held = max([held, *_countable(row, others)], key=lambda found: found.memory()["peak"])
+    row.memory = row.held.memory()
     row.obstacle = obstacle(row.memory, device_memory)
     row.notes += [row.step.note] if row.step.note else []
-    fields = row.training.hyperparameters
+    fields = json.loads(row.subject.fields)
     rates = clock.rates.get(_kind(row))
     if rates:
         row.step_seconds = rates.seconds(row.step.work(row.batches.micro_batches))
-    if row.training.stage == "trial":
-        row.notes.append("trials of the search, all counted with the first one's values")
     if fields.get("warmup_steps"):
         row.notes.append("every step is counted as one of its warm-up: what trains after it depends on numbers")
     if row.step_seconds is not None and row.batches.steps:
@@ -177,6 +208,17 @@ def _fill(row: Row, clock: Clock, device_memory: int) -> None:
         every = fields.get("refresh_every")
         if every:
             row.seconds += -(-row.batches.steps // every) * max(0.0, rates.seconds(row.step.opening))
+
+
+def _countable(row: Row, requests: list[tuple]) -> list[Profile]:
+    """Those of these that can be counted; of the others the row says why not."""
+    found = []
+    for request in requests:
+        try:
+            found.append(profile(*request))
+        except NotCountable as error:
+            row.notes.append(f"a trial's memory is not counted: {error}")
+    return found
 
 
 def obstacle(memory: dict[str, int], device: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,16 +12,18 @@ from harness.calibration import LeftOut, Measured, leave_out, memory_errors, mid
 
 if TYPE_CHECKING:
     from harness.plan import Plan, Row
+    from harness.step_profile import Profile
 
 KINDS = ("weights", "gradients", "optimizer", "activations", "peak")
 FLOAT32 = 4
 LONG = 40  # rows of the table that are printed; the file has all
 LEGEND = """A row stands for all its seeds or trials; step, training and disk are of one of them. Memory is that of live tensors
 at the peak of a step with the training's largest micro-batch (optimizer state and weights as they stand, gradients at their
-largest, activations with work space); a process lies above it by its libraries and its allocator. FLOPs are matrix products and
-attention. A training's time is its steps with refreshes; loading, `prepare`, validation, prediction and scoring are left out.
-Disk: the trained delta (what trains, in float32), and while it trains a checkpoint of that with optimizer state, if one is
-written; predictions, curves and the base models are left out."""
+largest, activations with work space); a process lies above it by its libraries and its allocator. Where not every micro-batch
+is known, as rows are not at hand, too many to be all read, or trained on too often to be all laid out, it is that of an upper
+bound of the largest, marked ≤. FLOPs are matrix products and attention. A training's time is its steps with refreshes; loading,
+`prepare`, validation, prediction and scoring are left out. Disk: the trained delta (what trains, in float32), and while it
+trains a checkpoint of that with optimizer state, if one is written; predictions, curves and the base models are left out."""
 
 
 def write_pages(plan: Plan, folder: Path) -> str:
@@ -57,19 +60,20 @@ def facts(row: Row) -> dict:
         "flops": flops * steps if flops and steps else None,
         "trained": step.parameters["trained"] if step else None,
         **{f"{kind}_bytes": row.memory.get(kind) for kind in KINDS},
+        "upper_bound": found.upper if step else None,
         "fits": not row.obstacle if step else None,
         "obstacle": row.obstacle,
         "step_seconds": row.step_seconds,
         "training_seconds": row.seconds,
-        "delta_bytes": _delta(row) if training.stage == "train" else 0,  # nobody asks a trial's model anything
-        "checkpoint_bytes": _delta(row) + row.memory["optimizer"] if step else None,
+        "delta_bytes": _delta(step) if training.stage == "train" else 0,  # nobody asks a trial's model anything
+        "checkpoint_bytes": _delta(row.held) + row.memory["optimizer"] if step else None,
         "reason": row.reason,
         "notes": "; ".join(row.notes),
     }
 
 
-def _delta(row: Row) -> int | None:
-    return FLOAT32 * (row.step.parameters["trained"] + row.step.parameters["head"]) if row.step else None
+def _delta(step: Profile | None) -> int | None:
+    return FLOAT32 * (step.parameters["trained"] + step.parameters["head"]) if step else None
 
 
 def page(plan: Plan, most: int) -> str:
@@ -92,14 +96,28 @@ def _table(rows: list[Row]) -> str:
     lines = [f"| {' | '.join([*names, 'training', 'delta'])} |", "|" + "---|" * (len(names) + 2)]
     for row in rows:
         known, step = facts(row), row.step
-        variant = known["variant"] + (", search" if known["stage"] == "trial" else "")
-        cells = [known["model"], known["corpus"], variant, str(row.trainings), count(known["steps"])]
+        cells = [known["model"], known["corpus"], _variant(row), str(row.trainings), count(known["steps"])]
         cells += [count(known["tokens"]), amount(known["flops_a_step"])]
-        cells += [size(known[f"{kind}_bytes"]) for kind in KINDS]
-        cells += ["not counted" if not step else "no" if row.obstacle else "yes"]
+        cells += [_memory(row, kind) for kind in KINDS]
+        cells += ["not counted" if not step else "yes" if not row.obstacle else "not surely" if _unsure(row) else "no"]
         cells += ["" if row.step_seconds is None else f"{row.step_seconds:,.3g}", duration(row.seconds)]
         lines.append(f"| {' | '.join([*cells, size(known['delta_bytes'])])} |")
     return "\n".join(lines)
+
+
+def _variant(row: Row) -> str:
+    return row.training.variant + (", search" if row.training.stage == "trial" else "")
+
+
+def _memory(row: Row, kind: str) -> str:
+    """Bytes of a kind for people; what grows with the micro-batch is an upper bound where that is one."""
+    bound = "≤ " if row.batches.upper and kind in ("activations", "peak") and row.memory else ""
+    return bound + size(row.memory.get(kind))
+
+
+def _unsure(row: Row) -> bool:
+    """Whether the row fits but for activations of a micro-batch that may be larger than any of the training's."""
+    return row.batches.upper and "activations" in row.obstacle
 
 
 def totals(plan: Plan) -> list[str]:
@@ -132,25 +150,24 @@ def totals(plan: Plan) -> list[str]:
         )
     if uncounted:
         lines.append(f"{uncounted} rows that cannot be counted are in no total")
-    return lines
+    notes = Counter(note for row in plan.rows for note in dict.fromkeys(row.notes))
+    return lines + [f"{number} row{'s' * (number > 1)}: {note}" for note, number in notes.items()]
 
 
 def obstacles(plan: Plan) -> list[str]:
     """One line for each model and variant that does not fit or cannot be counted, over its corpora."""
-    found: dict[tuple, list[str]] = {}
+    found: dict[tuple, list[Row]] = {}
     for row in plan.rows:
-        model, variant = row.training.model, row.training.variant
-        if row.reason:
-            found.setdefault((model, variant, f"not counted: {row.reason}"), []).append(row.training.corpus)
-        elif row.obstacle:
-            what = f"{row.obstacle} exceed {size(plan.device_memory)}"
-            found.setdefault((model, variant, what), []).append(row.training.corpus)
-    peaks = {(r.training.model, r.training.variant): r.memory for r in plan.rows if r.memory}
+        if row.reason or row.obstacle:
+            exceed = f"{row.obstacle} {'may ' * _unsure(row)}exceed {size(plan.device_memory)}"
+            what = f"not counted: {row.reason}" if row.reason else exceed
+            found.setdefault((row.training.model, _variant(row), what), []).append(row)
     lines = []
-    for (model, variant, what), corpora in found.items():
-        memory = peaks.get((model, variant), {})
-        kinds = ", ".join(f"{kind} {size(memory[kind])}" for kind in KINDS if memory)
-        lines.append(f"{model}, {variant} ({', '.join(corpora)}): {what}" + (f" ({kinds})" if kinds else ""))
+    for (model, variant, what), rows in found.items():
+        largest = max(rows, key=lambda row: row.memory.get("peak", 0))
+        kinds = ", ".join(f"{kind} {_memory(largest, kind)}" for kind in KINDS if largest.memory)
+        corpora = ", ".join(row.training.corpus for row in rows)
+        lines.append(f"{model}, {variant} ({corpora}): {what}" + (f" ({kinds})" if kinds else ""))
     return lines
 
 
@@ -161,7 +178,9 @@ def errors(plan: Plan) -> str:
     """The plan on measured cells, memory by kind, and time of what was left out of the calibration."""
     cells = plan.measured
     if not cells:
-        return "No cost records of this machine: nothing to compare with. Stage `cost` makes them."
+        return "\n".join(
+            ["No cost records of this machine: nothing to compare with. Stage `cost` makes them.", *_damaged(plan)]
+        )
     lines = [f"{len(cells)} measured cells of this machine."]
     lines.append(f"\n| memory, n = {len(cells)} | median error | largest | within 10 % |\n|---|---|---|---|")
     for kind in KINDS:
@@ -182,7 +201,14 @@ def errors(plan: Plan) -> str:
         f"\nThe measured steps of a cell differ among themselves: half of them by {_percent(spread)} of their median."
     )
     lines += [f"- not compared: {line}" for line in plan.uncounted]
-    return "\n".join(lines)
+    return "\n".join(lines + _damaged(plan))
+
+
+def _damaged(plan: Plan) -> list[str]:
+    """One line, if any record was left out."""
+    first, more = plan.damaged[:3], len(plan.damaged) - 3
+    shown = ", ".join(map(str, first)) + (f" and {more} more" if more > 0 else "")
+    return [f"- left out, as damaged or without what a plan needs: {shown}"] if first else []
 
 
 def left_out(cells: list[Measured]) -> list[LeftOut]:

@@ -22,7 +22,8 @@ from harness.suite import Training, catalogue
 from harness.tiny import byte_tokenizer
 
 ENOUGH = 20_000  # rows whose lengths are read; of more, evenly spaced ones
-STEPS = 2_000  # whose micro-batches are laid out
+LAID = 500_000  # rows of a training whose micro-batches are all laid out
+STEPS = 2_000  # whose micro-batches are laid out where not all are
 LABEL_TOKENS = 2  # of a class's word and the end of the text, where a decoder classifies and rows are not at hand
 ROWS, PUBLISHED, PROTOCOL = "the data's rows", "published row count, longest rows", "longest rows"
 
@@ -37,32 +38,43 @@ class Batches:
     tokens: float
     typical: Shape
     largest: Shape
+    upper: bool = False  # whether ``largest`` is an upper bound: not every micro-batch is known
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of rows, and how many of each have a target; ``count`` rows in all."""
+    """Tokens of rows, and how many of each have a target; ``count`` rows in all. ``longest`` and ``targets``: as many a row
+    has at most, those that were not read included; None: as many as the protocol allows."""
 
     rows: list[int]
     supervised: list[int]
     count: int
+    longest: int | None = None
+    targets: int | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether every row was read."""
+        return self.count == len(self.rows)
 
 
 def batches(training: Training) -> Batches:
     """Of a cell of a suite."""
-    protocol = training.protocol
-    found = lengths(training.model, training.corpus, json.dumps(training.corpus_fields()), protocol)
-    seed = Streams(training.seed, protocol["streams"]).seed("order")
-    return _from_rows(found, protocol, seed) if found else _from_protocol(training)
+    fields, protocol = json.dumps(training.corpus_fields()), json.dumps(training.protocol)
+    return _of_rows(training.model, training.corpus, fields, protocol, training.seed) or _from_protocol(training)
 
 
-def lengths(model: str, corpus: str, fields: str, protocol: dict) -> Lengths | None:
-    """Of a corpus's training rows under a model's tokenizer; None where either is not at hand. ``fields``: JSON."""
-    return _lengths(model, corpus, fields, protocol["max_length"], protocol["remove_overlap"])
+@functools.cache
+def _of_rows(model: str, corpus: str, fields: str, protocol: str, seed: int) -> Batches | None:
+    """The same for every variant: the rows' order is. ``fields`` and ``protocol``: JSON. None without rows."""
+    rules = json.loads(protocol)
+    found = _lengths(model, corpus, fields, rules["max_length"], rules["remove_overlap"])
+    return _from_rows(found, rules, Streams(seed, rules["streams"]).seed("order")) if found else None
 
 
 @functools.cache
 def _lengths(model: str, corpus: str, fields: str, max_length: int, remove: bool) -> Lengths | None:
+    """Of a corpus's training rows under a model's tokenizer; None where either is not at hand."""
     architecture = catalogue()["models"][model]["architecture"]
     plugin = load_plugin("corpora", corpus, **json.loads(fields))
     try:
@@ -72,7 +84,10 @@ def _lengths(model: str, corpus: str, fields: str, max_length: int, remove: bool
         return None
     chosen = [examples[i * len(examples) // ENOUGH] for i in range(ENOUGH)] if len(examples) > ENOUGH else examples
     rows = data.encode(chosen, plugin, tokenizer, architecture, max_length)
-    return Lengths([row.length for row in rows], [row.supervised for row in rows], len(examples))
+    targets = [row.supervised for row in rows]
+    few = architecture in ("encoder", "image") or plugin.example is Labelled  # what was read shows all there are
+    longest = 1 if architecture == "image" else None
+    return Lengths([row.length for row in rows], targets, len(examples), longest, max(targets) if few else None)
 
 
 def _tokenizer(model: str, architecture: str) -> object | None:
@@ -95,17 +110,35 @@ def label_count(model: str, corpus: str, fields: dict) -> int | None:
 
 def _from_rows(found: Lengths, protocol: dict, seed: int) -> Batches:
     steps = max(1, protocol["steps"] or round(protocol["epochs"] * found.count / protocol["batch_size"]))
-    seen = _order(found, min(steps, STEPS), protocol, seed)
+    known = found.whole and steps * protocol["batch_size"] <= LAID
+    seen = _order(found, steps if known else min(steps, STEPS), protocol, seed)
     every = [shape for rows in seen for shape in shapes(found, rows, protocol)]
-    tokens = statistics.mean(sum(found.rows[i] for i in rows) for rows in seen)
+    met = max(every, key=_size)
+    largest = met if known else _bound(found, protocol)
     return Batches(
-        source=ROWS if found.count == len(found.rows) else f"{ROWS} ({len(found.rows):,} of {found.count:,})",
+        source=ROWS if found.whole else f"{ROWS} ({len(found.rows):,} of {found.count:,})",
         steps=steps,
         micro_batches=len(every) / len(seen),
-        tokens=tokens,
+        tokens=statistics.fmean(sum(found.rows[i] for i in rows) for rows in seen),
         typical=mean_shape(every),
-        largest=max(every, key=lambda shape: (shape.rows * shape.length, shape.padded, shape.supervised)),
+        largest=largest,
+        upper=largest != met,
     )
+
+
+def _size(shape: Shape) -> tuple:
+    return shape.rows * shape.length, shape.padded, shape.supervised
+
+
+def _bound(found: Lengths, protocol: dict) -> Shape:
+    """What no micro-batch exceeds: a full one of the longest rows that were read, or if not all were, that there can be."""
+    rows = min(protocol["micro_batch_size"], protocol["batch_size"])
+    if found.whole:
+        length, targets, even = max(found.rows), max(found.supervised), min(found.rows) == max(found.rows)
+    else:
+        length = found.longest or protocol["max_length"]
+        targets, even = found.targets or length, length == 1
+    return Shape(rows, length, rows * targets, padded=rows > 1 and not even)
 
 
 def _order(found: Lengths, steps: int, protocol: dict, seed: int) -> list[list[int]]:
@@ -130,10 +163,10 @@ def shapes(found: Lengths, rows: Sequence[int], protocol: dict) -> list[Shape]:
 
 def mean_shape(every: Sequence[Shape]) -> Shape:
     """A micro-batch as large as these on average, in whole rows and tokens, with padding if most have some."""
-    rows = max(1, round(statistics.mean(shape.rows for shape in every)))
-    padded = statistics.mean(shape.rows * shape.length for shape in every)
-    supervised = statistics.mean(shape.supervised for shape in every)
-    most = statistics.mean(shape.padded for shape in every) > 0.5
+    rows = max(1, round(statistics.fmean(shape.rows for shape in every)))
+    padded = statistics.fmean(shape.rows * shape.length for shape in every)
+    supervised = statistics.fmean(shape.supervised for shape in every)
+    most = statistics.fmean(shape.padded for shape in every) > 0.5
     return Shape(rows, max(1, round(padded / rows)), max(1, round(supervised)), most)
 
 
@@ -156,6 +189,7 @@ def _from_protocol(training: Training) -> Batches:
         tokens=protocol["batch_size"] * length,
         typical=shape,
         largest=shape,
+        upper=architecture != "image",
     )
 
 

@@ -139,6 +139,21 @@ def test_a_miss_is_infinite_in_a_profile():
     assert score(np.array([1.0, 2.0, 3.0]), np.array([0.0, 1.0, 1.0])) == pytest.approx(0.75)
 
 
+def test_a_seed_that_a_variant_is_not_planned_with_is_no_miss():
+    work = Workload("m", "c", "C", 1.0, 5, {"lora": {0: 10.0, 1: 10.0, 2: 10.0}, "full": {0: 5.0}})
+    found = profile([work], ["lora", "full"], np.array([1.0, 2.0]))
+    assert found["full"].tolist() == [1.0, 1.0] and found["lora"].tolist() == [0.0, 1.0]  # on the seed that both have
+    (page,) = profile_pages([work], styles(["lora", "full"]))
+    footer = " ".join(page.get_supxlabel().split())
+    assert "Share of 1 workloads (model, corpus, seed: 1 x 1)" in footer
+    assert "Left out: 2 that not every method is planned with." in footer
+    plt.close(page)
+    work.seconds["full"] = {3: 5.0}
+    assert profile([work], ["lora", "full"], np.array([1.0])) == {} and not profile_pages(
+        [work], styles(["lora", "full"])
+    )
+
+
 def test_workloads_are_those_of_the_records(collected):
     found = {(work.model, work.corpus): work for work in workloads(collected)}
     assert set(found) == {("tiny-llama", "headlines"), ("tiny-llama", "snippets"), ("tiny-bert", "headlines")}

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from evidence import tables, trials
-from evidence.figure_rates import rate_pages
+from evidence.figure_rates import NARROW, rate_pages
 from evidence.layout import csv_text, markdown
 from evidence.learning_rates import rates_table, searches, settings
 from evidence.names import LOSS_UNITS
@@ -146,6 +146,42 @@ def test_the_figure_has_a_panel_a_model_and_a_line_a_method(runs):
     assert [text.get_text() for text in page.legends[0].get_texts()] == ["LoRA", "Hybrid"]
     filled = [line for line in shown[0].lines if len(line.get_xdata()) == 1]
     assert [line.get_xdata()[0] for line in filled if line.get_marker() != "x"] == [1e-3, 1e-4]
+
+
+def lone(losses, before, **more):
+    """One method at rates 1e-5, 1e-4, ..."""
+    rows = [row(f"lora-{i}", 10.0 ** (i - 5), loss, **more) for i, loss in enumerate(losses)]
+    return pd.DataFrame(rows).assign(validation_first=before)
+
+
+def drawn(runs):
+    """The only panel of a figure, its triangles by rate, and its caption."""
+    use_print_style()
+    (page,) = rate_pages(runs, NONE, styles(list(dict.fromkeys(runs["variant"]))))
+    triangles = [line for line in page.axes[0].lines if line.get_marker() == NARROW]
+    return page.axes[0], triangles, " ".join(page.get_supxlabel().split())
+
+
+def test_a_loss_above_the_axis_is_a_triangle_at_its_edge_and_the_caption_says_so():
+    axis, triangles, caption = drawn(lone([0.5, 0.4, 0.9, 1.5], 0.7))
+    low, high = axis.get_ylim()
+    assert low < 0.4 < 0.7 < high < 0.9
+    assert [line.get_xdata()[0] for line in triangles] == [1e-3, 1e-2]
+    assert all(0.9 < line.get_ydata()[0] < 1 for line in triangles) and "A narrow triangle at the top" in caption
+
+
+def test_where_every_rate_does_harm_all_are_on_an_upright_axis():
+    axis, triangles, caption = drawn(lone([3.0, 3.2, 4.0], 2.0))
+    low, high = axis.get_ylim()
+    assert low < 2.0 < 4.0 < high and not triangles and "triangle" not in caption
+
+
+def test_marks_at_the_edge_at_one_rate_lie_under_one_another():
+    good, bad = lone([0.5, 0.4, 0.9], 0.7), lone([0.5, 0.6, 1.2], 0.7, rank=8)
+    bad["variant"] += "-r8"
+    _, triangles, _ = drawn(pd.concat([good, bad]))
+    heights = [line.get_ydata()[0] for line in triangles]
+    assert len(heights) == 2 and heights[0] - heights[1] > 0.03
 
 
 # --------------------------------------------------------------------------- quality against size
