@@ -55,9 +55,8 @@ class Judge:
         text = self._answer(messages, key)
         kept.parent.mkdir(parents=True, exist_ok=True)
         part = kept.with_suffix(f".{os.getpid()}.part")
-        part.write_text(
-            json.dumps({"key": key, "judge": self.name, "text": text}, ensure_ascii=False), encoding="utf-8"
-        )
+        row = json.dumps({"key": key, "judge": self.name, "text": text}, ensure_ascii=False)
+        part.write_text(row + "\n", encoding="utf-8")  # so that files put together are a record
         part.replace(kept)
         return text
 
@@ -188,7 +187,10 @@ def _recorded(path: Path) -> Callable[[Messages, str], str]:
     if not path.is_file():
         raise UserError(f"judge: recorded:{path}: there is no such file")
     known = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    # Not by splitlines(), which cuts at line separators inside a verdict, too.
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
             known[row["key"]] = row["text"]

@@ -298,11 +298,13 @@ def test_an_endpoint_is_asked_once_for_the_same_question(host, tmp_path):
 
 
 def test_kept_verdicts_are_a_record_for_another_machine(host, tmp_path):
-    host.script = [good("[[3]]")]
-    judge(f"{host.url}#m").ask(ASK)
-    (kept,) = (tmp_path / "cache" / "verdicts").rglob("*.json")
-    (tmp_path / "v.jsonl").write_text(kept.read_text() + "\n")
-    assert judge(f"recorded:{tmp_path / 'v.jsonl'}").ask(ASK) == "[[3]]"
+    host.script = [good("fair\u2028[[3]]"), good("[[4]]")]
+    for repetition in (0, 1):
+        judge(f"{host.url}#m").ask(ASK, repetition)
+    kept = (tmp_path / "cache" / "verdicts").rglob("*.json")
+    (tmp_path / "v.jsonl").write_bytes(b"".join(path.read_bytes() for path in kept) + b"\n")
+    again = judge(f"recorded:{tmp_path / 'v.jsonl'}")
+    assert [again.ask(ASK, repetition) for repetition in (0, 1)] == ["fair\u2028[[3]]", "[[4]]"]
     with pytest.raises(JudgeError, match="has no verdict for this answer"):
         judge(f"recorded:{tmp_path / 'v.jsonl'}").ask([("user", "other")])
 
