@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,12 +83,21 @@ def from_mirror(name: str, kind: str, source: dict, columns: list[str], folder: 
         if kind == "model":
             (folder / file).symlink_to(path)
         else:
-            with open(path, encoding="utf-8") as lines:
-                write_rows(folder / file, lines, columns, str(path))
+            write_rows(folder / file, _lines(path), columns, str(path))
     content = mirror_content(files)
     origin = {"kind": "mirror", "id": source["id"], "config": source.get("config"), "content": content}
     missing = [split for split in source.get("splits", {}) if f"{split}.jsonl" not in files]
     return Fetched({**origin, **({"missing_splits": missing} if missing else {})}, f"mirror {content[:12]}")
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """Lines of a text file. Raises UserError naming file and row where one is not UTF-8."""
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                yield line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise UserError(f"{path} row {number}: not UTF-8 ({error}). Mend or remove that row.") from None
 
 
 def write_rows(path: Path, lines: Iterable[str], columns: list[str], where: str) -> int:

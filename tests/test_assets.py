@@ -200,6 +200,14 @@ def test_malformed_rows_name_file_and_row(world, monkeypatch, line, message):
         assets.asset_folder("pairs")
 
 
+def test_a_row_that_is_no_utf8_names_file_and_row(world, monkeypatch):
+    folder = mirror_data(world, monkeypatch)
+    latin = json.dumps({"text": "ä", "label": 0}, ensure_ascii=False).encode("latin-1") + b"\n"
+    (folder / "train.jsonl").write_bytes(ROWS.encode() + latin)
+    with pytest.raises(UserError, match=r"train\.jsonl row 7: not UTF-8"):
+        prepare.prepare("pairs")
+
+
 def test_an_empty_split_is_refused(world, monkeypatch):
     mirror_data(world, monkeypatch, rows="\n")
     with pytest.raises(UserError, match=r"train\.jsonl: no rows"):
