@@ -69,7 +69,8 @@ def _encode(example: Example, corpus: Corpus, tokenizer: Any, kind: str, max_len
     if kind == "seq2seq":
         source = tokenizer(prompt)["input_ids"]
         target = tokenizer(completion.strip())["input_ids"]
-        return Row(source[:max_length], target[:max_length], cut=max(len(source), len(target)) > max_length)
+        # From the left, as evaluation does: the question and the end token stand on the right.
+        return Row(source[-max_length:], target[:max_length], cut=max(len(source), len(target)) > max_length)
     return _completion(prompt, completion, tokenizer, max_length)
 
 

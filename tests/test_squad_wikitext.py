@@ -15,6 +15,7 @@ from rows_made_here import Assets
 from corpora._rows import read_rows
 from corpora._wikitext import plain
 from harness.contract import Generate, Reference
+from harness.data import encode
 from harness.language_model import Asked, answerer
 from harness.plugins import load_plugin
 from harness.seeds import Streams
@@ -90,6 +91,14 @@ def test_answers_of_another_form_are_named_by_line(answers, data):
     data.write("squad-v2", "validation.jsonl", [*rows, {**rows[0], "answers": answers}])
     with pytest.raises(ValueError, match=r"validation.jsonl:2: column answers is no"):
         load_plugin("evals", "squad-v2").items(data)
+
+
+def test_a_source_that_is_too_long_keeps_its_question_and_its_end(data):
+    _, tokenizer = tiny_model("t5")
+    corpus = load_plugin("corpora", "squad-v2")
+    rows = encode(corpus.examples("validation", data)[:1], corpus, tokenizer, "seq2seq", 30)
+    assert rows[0].cut and len(rows[0].ids) == 30 and rows[0].ids[-1] == tokenizer.eos_token_id
+    assert tokenizer.decode(rows[0].ids[:-1]).endswith("?\n\nAnswer:")
 
 
 # --------------------------------------------------------------------------- WikiText
