@@ -279,13 +279,23 @@ def checked_logits(model: nn.Module, tokenizer: Any, kind: str, protocol: dict, 
     device = next(model.parameters()).device
     rows = []
     for one in few:
-        ids = tokenizer(one.request.context)["input_ids"][-CHECKED_TOKENS:]
+        ids = _checked_ids(one.request, tokenizer)
         inputs = {"input_ids": torch.tensor([ids], device=device)}
         if kind == "seq2seq":
             inputs["decoder_input_ids"] = torch.full((1, 1), model.config.decoder_start_token_id, device=device)
         with torch.no_grad(), autocast(device, dtype):
             rows.append(model(**inputs, use_cache=False).logits[0].float().cpu())
     return torch.cat(rows)
+
+
+def _checked_ids(request: Request, tokenizer: Any) -> list[int]:
+    """The last tokens of the context; without one, the prefix token and the first of what is scored after it."""
+    ids = tokenizer(request.context)["input_ids"] if request.context else []
+    if ids:
+        return ids[-CHECKED_TOKENS:]
+    prefix = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id  # as in HFLM
+    text = request.continuation if isinstance(request, Reference) else ""
+    return [prefix, *tokenizer(text, add_special_tokens=False)["input_ids"]][:CHECKED_TOKENS]
 
 
 def _linear(packed: Any) -> str:

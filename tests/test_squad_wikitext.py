@@ -14,12 +14,14 @@ from rows_made_here import Assets
 
 from corpora._rows import read_rows
 from corpora._wikitext import plain
+from harness import predict, prepare, record, score, train
+from harness.cells import predict_record, score_record
 from harness.contract import Generate, Reference
 from harness.data import encode
 from harness.language_model import Asked, answerer
 from harness.plugins import load_plugin
 from harness.seeds import Streams
-from harness.suite import PROTOCOL
+from harness.suite import PROTOCOL, load_suite
 from harness.tiny import tiny_model
 
 
@@ -163,6 +165,50 @@ def test_perplexities_equal_stock(data):
         assert scores[name] == pytest.approx(measure([result[name] for result in results]), rel=1e-4)
     tokens = sum(len(tokenizer(item["text"])["input_ids"]) for item in items)
     assert math.log(scores["token_perplexity"]) * tokens == pytest.approx(sum(g["nll"] for g in grades))
+
+
+SUITE = """
+suite: pages
+protocol: {steps: 2, batch_size: 4, micro_batch_size: 4, max_length: 64, validation_examples: 4, eval_batch_size: 4,
+           remove_overlap: false}  # the pages made here are alike
+variants: {lora: {method: lora, rank: 2, learning_rate: 0.05}}
+grid:
+  - {models: [tiny-llama], corpora: [wikitext-2], variants: [lora], seeds: [0]}
+"""
+
+
+def test_a_trained_model_is_scored_on_pages_without_context(data, tmp_path, monkeypatch):
+    torch.set_num_threads(1)
+    mirror = tmp_path / "EleutherAI/wikitext_document_level"
+    mirror.mkdir(parents=True)
+    data("wikitext-2").rename(mirror / "wikitext-2-raw-v1")
+    monkeypatch.setenv("TUNING_FORK_MIRROR", str(tmp_path))
+    monkeypatch.setenv("TUNING_FORK_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pages.yaml").write_text(SUITE, encoding="utf-8")
+    prepare.prepare("wikitext-2")
+    cell = [
+        "--suite",
+        "pages.yaml",
+        "--model",
+        "tiny-llama",
+        "--corpus",
+        "wikitext-2",
+        "--variant",
+        "lora",
+        "--seed",
+        "0",
+    ]
+    assert (
+        train.main(cell)
+        == predict.main([*cell, "--eval", "wikitext-2"])
+        == score.main([*cell, "--eval", "wikitext-2"])
+        == 0
+    )
+    training = load_suite("pages.yaml").training("tiny-llama", "wikitext-2", "lora", 0)
+    predicted = record.read(predict_record(training, "wikitext-2"))
+    assert predicted["status"] == "ok" and predicted["merged"] and 0 < predicted["merge_error"] < 1e-4
+    assert record.read(score_record(training, "wikitext-2"))["metrics"]["word_perplexity"] > 1
 
 
 def test_paragraphs_are_trained_on_and_headings_are_not(data):
