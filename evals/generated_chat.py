@@ -23,6 +23,7 @@ class GeneratedChat(GeneratedEval):
     headline: ClassVar[str] = "exact_match"
     units: ClassVar[dict[str, str]] = {"exact_match": "%"}
     floors: ClassVar[dict[str, float]] = {"exact_match": 0.0}
+    version: ClassVar[int] = 2
 
     def item_of(self, draw, number):
         return {"word": draw.choice(WORDS)}
@@ -30,10 +31,10 @@ class GeneratedChat(GeneratedEval):
     def requests(self, item, outputs=()):
         if len(outputs) == TURNS:
             return []
-        context = f"user: say {item['word']}\nassistant:"
+        turns = [("user", f"say {item['word']}")]
         if outputs:
-            context += f" {outputs[0]['texts'][0].strip()}\nuser: twice\nassistant:"
-        return [Generate(context, ("\n",), self.max_tokens)]
+            turns += [("assistant", outputs[0]["texts"][0].strip()), ("user", "twice")]
+        return [Generate.conversation(turns, ("\n",), self.max_tokens)]
 
     def grade(self, item, outputs):
         first, second = (output["texts"][0].strip() for output in outputs)

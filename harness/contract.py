@@ -306,8 +306,8 @@ class Generate:
     """Text after ``context`` up to a stop string or ``max_tokens``. Output: ``{"texts": [str] * samples, "tokens": [int]}``.
 
     ``temperature`` 0 is greedy; ``samples`` > 1 needs a temperature. ``turns``, pairs of role and content, are a
-    conversation that the assistant goes on with: a model with a chat template is shown them in its own form, others
-    the ``context``.
+    conversation that the assistant goes on with. They are shown in the form in which a model is trained on them: its
+    chat template's, or else lines of "role: content" and the end token (harness/conversation.py).
     """
 
     context: str
@@ -321,7 +321,7 @@ class Generate:
     def conversation(
         cls, turns: Sequence[tuple[str, str]], until: tuple[str, ...], max_tokens: int, temperature: float = 0.0
     ) -> Generate:
-        """The assistant's next turn; ``context`` is the turns as "role: content" lines."""
+        """The assistant's next turn; ``context`` names the turns for records, it is not what is shown."""
         told = "".join(f"{role}: {content}\n" for role, content in turns) + "assistant:"
         return cls(told, until, max_tokens, temperature, turns=tuple(turns))
 

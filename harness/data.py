@@ -1,8 +1,8 @@
 """Examples -> rows of token ids -> the rows of each step -> padded micro-batches.
 
 Loss looks at ``targets``: for a decoder the completion and the end-of-text token, for an encoder the label.
-A row is cut to ``max_length`` tokens, its prompt from the left first. Rows of a step are sorted by length, so a
-micro-batch is padded to its own longest row only.
+A row is cut to ``max_length`` tokens, its prompt from the left first; running text and conversations lose their end.
+Rows of a step are sorted by length, so a micro-batch is padded to its own longest row only.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from harness import conversation
 from harness.contract import Completion, Conversation, Corpus, Example, Labelled, SequenceToSequence, Text
 from harness.failures import BadRow
 
@@ -104,26 +105,15 @@ def _tokens(text: str, tokenizer: Any) -> list[int]:
 
 
 def _conversation(example: Conversation, tokenizer: Any, max_length: int) -> Row:
-    """Turns by the tokenizer's chat template (or "role: content" lines); assistant turns are supervised."""
-    ids: list[int] = []
-    targets: list[int] = []
-    for role, content in example.turns:
-        head, body = turn_text(role, content, tokenizer)
-        for text, loss in ((head, False), (body, role == "assistant")):
-            piece = tokenizer(text, add_special_tokens=False)["input_ids"]
-            ids += piece
-            targets += piece if loss else [IGNORE] * len(piece)
+    """The conversation in the model's form; assistant turns are supervised. Too long a one loses its last turns."""
+    ids, spans = conversation.encoded(example.turns, tokenizer)
+    targets = [IGNORE] * len(ids)
+    for first, end in spans:
+        targets[first:end] = ids[first:end]
     if all(t == IGNORE for t in targets[1:max_length]):
         raise ValueError(f"no assistant turn within max_length {max_length}: nothing to learn")
     targets[0] = IGNORE
     return Row(ids[:max_length], targets[:max_length], cut=len(ids) > max_length)
-
-
-def turn_text(role: str, content: str, tokenizer: Any) -> tuple[str, str]:
-    """A turn of a conversation in the model's chat format: what opens it, and its content to the end."""
-    if "<|im_start|>" in (getattr(tokenizer, "chat_template", None) or ""):
-        return f"<|im_start|>{role}\n", f"{content}<|im_end|>\n"
-    return f"{role}: ", f"{content}{tokenizer.eos_token}\n"
 
 
 def _labelled(example: Labelled, tokenizer: Any, kind: str, max_length: int) -> Row:

@@ -18,7 +18,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor, nn
 
-from harness import data, models, one_row
+from harness import conversation, data, models, one_row
 from harness.contract import Choices, Generate, Labelled, Reference, Request
 from harness.failures import UserError
 from harness.packed_linear import PackedLinears
@@ -111,12 +111,9 @@ class LanguageModel:
         return -len(self.lm.tok_encode(text)), text
 
     def _shown(self, request: Request) -> str:
-        """What the model goes on from: a conversation in its own chat format, if it has one."""
-        tokenizer = self.lm.tokenizer
-        if not getattr(request, "turns", ()) or not getattr(tokenizer, "chat_template", None):
-            return request.context
-        told = ["".join(data.turn_text(role, content, tokenizer)) for role, content in request.turns]
-        return "".join([*told, data.turn_text("assistant", "", tokenizer)[0].rstrip(" ")])
+        """What the model goes on from: a conversation in the form in which it would be trained on."""
+        turns = getattr(request, "turns", ())
+        return conversation.asked(turns, self.lm.tokenizer) if turns else request.context
 
     def _choices(self, requests: list[Choices]) -> list[dict]:
         """A context is read once: HFLM does so where continuations differ in their last token only, else we do."""

@@ -13,13 +13,9 @@ import torch
 
 from evidence.grades import Formula, formula, numbers
 from harness import judge as judges
-from harness.contract import Generate
 from harness.failures import UserError
 from harness.judge import JudgeError, judge, verdict_key
-from harness.language_model import Asked, LanguageModel
 from harness.plugins import find_plugin, load_plugin
-from harness.seeds import Streams
-from harness.tiny import tiny_model
 
 SECRET = "sk-very-secret-0123456789"
 ASK = [("system", "Be fair."), ("user", "Rate it.")]
@@ -145,17 +141,6 @@ def test_a_judge_of_no_kind_is_refused():
     for name in ("gpt-4", "https://host/v1", "model:", "recorded:/nowhere"):
         with pytest.raises(UserError, match="judge: "):
             load_plugin("evals", "mt-bench", judge=name)
-
-
-def test_a_chat_model_is_shown_turns_in_its_own_format():
-    torch.set_num_threads(1)
-    model, tokenizer = tiny_model("llama")
-    replies = LanguageModel(model, tokenizer, 2, Streams(0), None)
-    request = Generate("user: hi\nassistant:", ("\n",), 3, turns=(("user", "hi"),))
-    assert replies._shown(request) == request.context
-    tokenizer.chat_template = "{{ '<|im_start|>' }}"
-    assert replies._shown(request) == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
-    assert len(replies.answer([Asked("i", 0, request)])[0]["texts"]) == 1
 
 
 # --------------------------------------------------------------------------- answers compared
