@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
+from pathlib import Path
+
 import pytest
 from rows_made_here import COLUMNS, Assets
 
+from corpora._rows import normal
 from harness import assets
 from harness.contract import Choices, Completion, Generate, Labelled, SequenceToSequence
 from harness.plugins import available, find_plugin, load_plugin
@@ -175,6 +180,18 @@ def test_real_problems_are_disjoint_and_end_in_a_number():
     prompts = [e.prompt for e in (*train, *validation)] + [item["context"] for item in items]
     assert len(set(prompts)) == 100
     assert all("\n#### " in e.completion for e in train)
+
+
+def test_school_math_says_how_many_of_its_problems_gsm8k_tests():
+    data = real("gsm-symbolic-templates")
+    path = Path(os.environ.get("TUNING_FORK_MIRROR", "nowhere")) / "openai/gsm8k/main/test.jsonl"
+    if not path.is_file():
+        pytest.skip("NOT RUN: TUNING_FORK_MIRROR has no GSM8K")
+    tested = {normal(json.loads(line)["question"]) for line in path.read_text(encoding="utf-8").splitlines()}
+    corpus = load_plugin("corpora", "school-math")
+    prompts = [e.prompt for split in ("train", "validation") for e in corpus.examples(split, data)]
+    asked = [normal(prompt.removeprefix("Question: ").removesuffix("\nAnswer:")) for prompt in prompts]
+    assert f"{len(tested & set(asked))} of its {len(asked)} problems" in corpus.leaked["gsm8k"]
 
 
 def test_sentences_that_cannot_be_paired_are_left_out(data):
