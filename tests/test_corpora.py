@@ -230,3 +230,38 @@ def test_errors_name_the_file_and_the_line(data):
     (data("multi30k") / "train.jsonl").write_text('{"en": "A dog."\n', encoding="utf-8")
     with pytest.raises(ValueError, match=r"train\.jsonl:1: not valid JSON"):
         corpus.examples("train", data)
+
+
+@pytest.mark.parametrize(
+    ("task", "label", "said"),
+    [
+        ("sst2", "1", "'1' is not an integer from 0 to 1"),
+        ("sst2", -1, "-1 is not an integer from 0 to 1"),
+        ("mnli", 3, "3 is not an integer from 0 to 2"),
+        ("mnli", 1.0, "1.0 is not an integer from 0 to 2"),
+        ("cola", True, "True is not an integer from 0 to 1"),
+        ("stsb", "2.5", "'2.5' is not a number from 0 to 5"),
+        ("stsb", -1.0, "-1.0 is not a number from 0 to 5"),
+        ("stsb", float("nan"), "nan is not a number from 0 to 5"),
+    ],
+)
+def test_a_label_that_is_none_is_named_before_it_trains_or_is_scored(task, label, said, data):
+    tested = "validation_matched" if task == "mnli" else "validation"
+    corpus, plugin = load_plugin("corpora", f"glue-{task}"), load_plugin("evals", f"glue-{task}")
+    for split, read in (
+        ("train", lambda: corpus.examples("train", data)),
+        (tested, lambda: corpus.tests(data)),
+        (tested, lambda: plugin.items(data)),
+    ):
+        path = data(f"glue-{task}") / f"{split}.jsonl"
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        data.write(f"glue-{task}", f"{split}.jsonl", [rows[0], {**rows[1], "label": label}, *rows[2:]])
+        with pytest.raises(ValueError, match=rf"{split}\.jsonl:2: column label: {said}"):
+            read()
+        data.write(f"glue-{task}", f"{split}.jsonl", rows)
+
+
+def test_a_similarity_may_be_a_whole_number(data):
+    data.write("glue-stsb", "train.jsonl", [{"sentence1": f"a {n}", "sentence2": "b", "label": 5} for n in range(60)])
+    labels = {example.label for example in load_plugin("corpora", "glue-stsb").examples("train", data)}
+    assert labels == {5.0} and all(isinstance(label, float) for label in labels)
