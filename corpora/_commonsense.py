@@ -72,7 +72,7 @@ def instruction(task: str, question: Question) -> str:
     """The question with its numbered answers and the form that the answer should have."""
     called = words(task, len(question.answers))
     listed = [f"{word.capitalize()}: {text}" for word, text in zip(called, question.answers, strict=True)]
-    body = ("\n\n" if task in ("piqa", "hellaswag") else " ").join(listed)
+    body = ("\n\n" if task == "piqa" else " ").join(listed)
     body = "" if task == "boolq" else f"\n\n{body}"
     last = " " if task == "winogrande" else "\n\n"
     return f"{OPENINGS.get(task, ANSWER)}{question.text}{body}{last}Answer format: {'/'.join(called)}"

@@ -1,4 +1,4 @@
-"""GLUE's tasks as text: their columns, their answer words and the prompts of lm-evaluation-harness.
+"""GLUE's tasks: their rows, their answer words and the prompts of lm-evaluation-harness.
 
 Shared by the corpus and the eval, so that a decoder is asked as it was trained.
 """
@@ -6,6 +6,9 @@ Shared by the corpus and the eval, so that a decoder is asked as it was trained.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+
+from ._rows import read_labelled
 
 COLUMNS = {
     "cola": ("sentence",),
@@ -40,6 +43,12 @@ PROMPTS = {
     "rte": "{0}\nQuestion: {1} True or False?\nAnswer:",
     "wnli": "{0}\nQuestion: {1} True or False?\nAnswer:",
 }
+
+
+def glue_rows(task: str, path: Path) -> list[dict]:
+    """Labelled rows of a file: classes by number, ``stsb`` a similarity from 0 to 5. Raises ValueError at any other."""
+    labels = range(len(CLASSES[task])) if CLASSES[task] else (0.0, 5.0)
+    return read_labelled(path, COLUMNS[task], "label", labels)
 
 
 def glue_prompt(task: str, texts: Sequence[str]) -> str:

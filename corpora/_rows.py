@@ -30,6 +30,30 @@ def read_rows(path: Path, columns: Sequence[str]) -> list[dict]:
     return rows
 
 
+def read_labelled(path: Path, columns: Sequence[str], column: str, labels: range | tuple[float, float]) -> list[dict]:
+    """``read_rows`` of ``columns`` and ``column``, where each row's label is an integer among ``labels`` or, where those
+    are two bounds, a number from the one to the other. Raises ValueError naming file, row and column of any other, such
+    as the -1 of a hidden label: it would train, and be scored, as some other class.
+    """
+    rows = read_rows(path, (*columns, column))
+    for number, row in enumerate(rows, 1):
+        if not _is_label(row[column], labels):
+            kind = "an integer" if isinstance(labels, range) else "a number"
+            low, high = min(labels), max(labels)
+            raise ValueError(
+                f"{path}:{number}: column {column}: {row[column]!r} is not {kind} from {low:g} to {high:g}"
+            )
+    return rows
+
+
+def _is_label(value: Any, labels: range | tuple[float, float]) -> bool:
+    if isinstance(value, bool):
+        return False
+    if isinstance(labels, range):
+        return isinstance(value, int) and value in labels
+    return isinstance(value, (int, float)) and labels[0] <= value <= labels[1]
+
+
 def bucket(text: str, buckets: int) -> int:
     """A number below ``buckets`` that depends on the words of ``text`` alone: equal texts never fall apart."""
     return int(hashlib.sha256(normal(text).encode()).hexdigest()[:12], 16) % buckets

@@ -12,7 +12,7 @@ from typing import ClassVar
 from harness.contract import Corpus, Labelled
 
 from ._images import pixels, place
-from ._rows import carve, check_split, chosen, read_rows
+from ._rows import carve, check_split, chosen, read_labelled
 
 
 @dataclass
@@ -31,7 +31,7 @@ class Cifar100(Corpus):
     def examples(self, split, data):
         check_split(split)
         path = data("cifar100") / "train.jsonl"
-        rows = list(enumerate(read_rows(path, ("img", "fine_label")), 1))
+        rows = list(enumerate(read_labelled(path, ("img",), "fine_label", range(len(self.classes))), 1))
         kept = carve(rows, [str(row["img"]) for _, row in rows], split)
         return [
             Labelled(pixels(row["img"], place(path, number, "img")), row["fine_label"])

@@ -13,8 +13,8 @@ from typing import ClassVar
 
 from harness.contract import Corpus, Labelled
 
-from ._glue import CLASSES, COLUMNS, glue_prompt
-from ._rows import carve, check_split, chosen, read_rows
+from ._glue import CLASSES, COLUMNS, glue_prompt, glue_rows
+from ._rows import carve, check_split, chosen
 
 
 @dataclass
@@ -35,22 +35,20 @@ class Glue(Corpus):
 
     def examples(self, split, data):
         check_split(split)
-        columns = COLUMNS[self.task]
-        rows = read_rows(data(f"glue-{self.task}") / "train.jsonl", (*columns, "label"))
-        kept = carve(rows, ["\n".join(row[column] for column in columns) for row in rows], split)
-        return [
-            self._example([row[column] for column in columns], row["label"]) for row in chosen(kept, split, self.limit)
-        ]
+        rows = glue_rows(self.task, data(f"glue-{self.task}") / "train.jsonl")
+        kept = carve(rows, ["\n".join(self._texts(row)) for row in rows], split)
+        return [self._example(row) for row in chosen(kept, split, self.limit)]
 
     def tests(self, data):
-        columns, folder = COLUMNS[self.task], data(f"glue-{self.task}")
-        rows = [
-            row for path in sorted(folder.glob("validation*.jsonl")) for row in read_rows(path, (*columns, "label"))
-        ]
-        return [self._example([row[column] for column in columns], row["label"]) for row in rows]
+        paths = sorted(data(f"glue-{self.task}").glob("validation*.jsonl"))
+        return [self._example(row) for path in paths for row in glue_rows(self.task, path)]
 
-    def _example(self, texts: list[str], label: float) -> Labelled:
-        return Labelled(texts[0] if len(texts) == 1 else tuple(texts), int(label) if self.classes else float(label))
+    def _texts(self, row: dict) -> tuple[str, ...]:
+        return tuple(row[column] for column in COLUMNS[self.task])
+
+    def _example(self, row: dict) -> Labelled:
+        texts, label = self._texts(row), row["label"]
+        return Labelled(texts[0] if len(texts) == 1 else texts, label if self.classes else float(label))
 
     def prompt(self, example):
         return glue_prompt(self.task, [example.input] if isinstance(example.input, str) else example.input)

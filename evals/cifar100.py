@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from corpora._images import pixels, place
-from corpora._rows import read_rows
+from corpora._rows import read_labelled
 from harness.contract import Choices
 
 from ._classes import ClassEval
@@ -28,7 +28,7 @@ class Cifar100(ClassEval):
 
     def items(self, data):
         path = data("cifar100") / "test.jsonl"
-        rows = enumerate(read_rows(path, ("img", "fine_label")), 1)
+        rows = enumerate(read_labelled(path, ("img",), "fine_label", range(len(CLASSES))), 1)
         items = [
             {"id": str(n - 1), "img": row["img"], "where": place(path, n, "img"), "label": row["fine_label"]}
             for n, row in rows

@@ -43,6 +43,7 @@ class Commonsense(Eval):
     headline: ClassVar[str] = "accuracy"
     units: ClassVar[dict[str, str]] = {"accuracy": "%", "answered": "%"}
     floors: ClassVar[dict[str, float]] = {"accuracy": 0.0}
+    version: ClassVar[int] = 2
 
     def items(self, data):
         items = [

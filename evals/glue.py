@@ -11,8 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from corpora._glue import CLASSES, COLUMNS, glue_prompt
-from corpora._rows import read_rows
+from corpora._glue import CLASSES, COLUMNS, glue_prompt, glue_rows
 from harness.contract import Choices, Eval
 
 from ._classes import accuracy, class_grade, commonest_class_grades
@@ -68,8 +67,8 @@ class Glue(Eval):
         for name, file in SETS.get(self.task, {"": "validation.jsonl"}).items():
             if name == "mismatched" and not (folder / file).is_file():
                 continue
-            rows = read_rows(folder / file, (*COLUMNS[self.task], "label"))
-            items += subsample([self._item(name, number, row) for number, row in enumerate(rows)], self.limit)
+            rows = enumerate(glue_rows(self.task, folder / file))
+            items += subsample([self._item(name, number, row) for number, row in rows], self.limit)
         return items
 
     def _item(self, name: str, number: int, row: dict) -> dict:

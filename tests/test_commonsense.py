@@ -60,10 +60,11 @@ def test_instructions_have_the_form_of_their_task(data):
         f"{opening} answer to fill in the blank to complete the given sentence: The 1 cups beat the mugs as _ are light ."
         "\n\nOption1: cups Option2: mugs Answer format: option1/option2"
     )
-    assert told("hellaswag").startswith(
-        f"{opening} ending to complete the given sentence: Run 1: A man starts. he\n\nEnding1: "
+    assert told("hellaswag") == (
+        f"{opening} ending to complete the given sentence: Run 1: A man starts. he\n\nEnding1: runs [title] fast. "
+        "Ending2:  stops  here. Ending3: [step] sings. Ending4: sits.\n\n"
+        "Answer format: ending1/ending2/ending3/ending4"
     )
-    assert told("hellaswag").endswith("\n\nEnding4: sits.\n\nAnswer format: ending1/ending2/ending3/ending4")
     assert told("arc-challenge", 2).endswith("\n\nAnswer format: answer1/answer2/answer3/answer4/answer5")
 
 

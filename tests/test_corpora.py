@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
+from pathlib import Path
+
 import pytest
 from rows_made_here import COLUMNS, Assets
 
+from corpora._rows import normal
 from harness import assets
 from harness.contract import Choices, Completion, Generate, Labelled, SequenceToSequence
 from harness.plugins import available, find_plugin, load_plugin
@@ -177,6 +182,18 @@ def test_real_problems_are_disjoint_and_end_in_a_number():
     assert all("\n#### " in e.completion for e in train)
 
 
+def test_school_math_says_how_many_of_its_problems_gsm8k_tests():
+    data = real("gsm-symbolic-templates")
+    path = Path(os.environ.get("TUNING_FORK_MIRROR", "nowhere")) / "openai/gsm8k/main/test.jsonl"
+    if not path.is_file():
+        pytest.skip("NOT RUN: TUNING_FORK_MIRROR has no GSM8K")
+    tested = {normal(json.loads(line)["question"]) for line in path.read_text(encoding="utf-8").splitlines()}
+    corpus = load_plugin("corpora", "school-math")
+    prompts = [e.prompt for split in ("train", "validation") for e in corpus.examples(split, data)]
+    asked = [normal(prompt.removeprefix("Question: ").removesuffix("\nAnswer:")) for prompt in prompts]
+    assert f"{len(tested & set(asked))} of its {len(asked)} problems" in corpus.leaked["gsm8k"]
+
+
 def test_sentences_that_cannot_be_paired_are_left_out(data):
     pairs = [
         e for s in ("train", "validation") for e in load_plugin("corpora", "sentence-pairs-en-de").examples(s, data)
@@ -213,3 +230,38 @@ def test_errors_name_the_file_and_the_line(data):
     (data("multi30k") / "train.jsonl").write_text('{"en": "A dog."\n', encoding="utf-8")
     with pytest.raises(ValueError, match=r"train\.jsonl:1: not valid JSON"):
         corpus.examples("train", data)
+
+
+@pytest.mark.parametrize(
+    ("task", "label", "said"),
+    [
+        ("sst2", "1", "'1' is not an integer from 0 to 1"),
+        ("sst2", -1, "-1 is not an integer from 0 to 1"),
+        ("mnli", 3, "3 is not an integer from 0 to 2"),
+        ("mnli", 1.0, "1.0 is not an integer from 0 to 2"),
+        ("cola", True, "True is not an integer from 0 to 1"),
+        ("stsb", "2.5", "'2.5' is not a number from 0 to 5"),
+        ("stsb", -1.0, "-1.0 is not a number from 0 to 5"),
+        ("stsb", float("nan"), "nan is not a number from 0 to 5"),
+    ],
+)
+def test_a_label_that_is_none_is_named_before_it_trains_or_is_scored(task, label, said, data):
+    tested = "validation_matched" if task == "mnli" else "validation"
+    corpus, plugin = load_plugin("corpora", f"glue-{task}"), load_plugin("evals", f"glue-{task}")
+    for split, read in (
+        ("train", lambda: corpus.examples("train", data)),
+        (tested, lambda: corpus.tests(data)),
+        (tested, lambda: plugin.items(data)),
+    ):
+        path = data(f"glue-{task}") / f"{split}.jsonl"
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        data.write(f"glue-{task}", f"{split}.jsonl", [rows[0], {**rows[1], "label": label}, *rows[2:]])
+        with pytest.raises(ValueError, match=rf"{split}\.jsonl:2: column label: {said}"):
+            read()
+        data.write(f"glue-{task}", f"{split}.jsonl", rows)
+
+
+def test_a_similarity_may_be_a_whole_number(data):
+    data.write("glue-stsb", "train.jsonl", [{"sentence1": f"a {n}", "sentence2": "b", "label": 5} for n in range(60)])
+    labels = {example.label for example in load_plugin("corpora", "glue-stsb").examples("train", data)}
+    assert labels == {5.0} and all(isinstance(label, float) for label in labels)

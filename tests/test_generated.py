@@ -159,7 +159,7 @@ PERFECT = {
     "generated-labels": lambda item, r: {"loglikelihoods": [float(i == item["label"]) for i in range(2)]},
     "generated-sums": lambda item, r: item["answer"],
     "generated-pairs": lambda item, r: f" {item['target']}",
-    "generated-code": lambda item, r: item["canonical_solution"],
+    "generated-code": lambda item, r: "\n" + item["canonical_solution"],
     "generated-text": lambda item, r: "",
     "generated-chat": lambda item, r: " " + " ".join([item["word"]] * (2 if "twice" in r.context else 1)),
 }
@@ -196,5 +196,5 @@ def test_the_corpus_teaches_what_the_eval_asks(name):
     example, item = corpus.examples("train", no_asset)[0], evaluation.items(no_asset)[0]
     prompt = example.prompt if hasattr(example, "prompt") else corpus.prompt(example)
     context = evaluation.requests(item)[0].context
-    assert prompt.split("\n")[-1].strip()[:3] == context.strip().split("\n")[-1].strip()[:3]
-    assert prompt.count("\n") == context.strip().count("\n")
+    assert prompt.split("\n")[-1].strip()[:3] == context.split("\n")[-1].strip()[:3]
+    assert prompt.count("\n") == context.count("\n") and prompt[-1].isspace() == context[-1].isspace()

@@ -80,7 +80,8 @@ ITEM = {
 
 
 def graded(*texts):
-    outputs = [{"texts": list(texts), "tokens": [3] * len(texts)}, {"nll": 6.0, "tokens": 4}]
+    """Grades of ``texts`` that go on after the docstring's line."""
+    outputs = [{"texts": [f"\n{text}" for text in texts], "tokens": [3] * len(texts)}, {"nll": 6.0, "tokens": 4}]
     return load_plugin("evals", "humaneval").grade(ITEM, outputs)
 
 
@@ -98,13 +99,46 @@ def test_grading_twice_gives_the_same_grades():
     assert json.dumps(graded(*texts)) == json.dumps(graded(*texts))
 
 
-def test_requests_are_the_prompt_as_it_stands_and_the_canonical_solution():
+def test_requests_are_the_prompt_up_to_its_last_quotes_and_the_canonical_solution():
     humaneval = load_plugin("evals", "humaneval", samples=10, temperature=0.8, max_tokens=77)
     generate, reference = humaneval.requests(ITEM)
-    assert generate == Generate(ITEM["prompt"], ("\nclass", "\ndef", "\n#", "\nif", "\nprint"), 77, 0.8, 10)
-    assert isinstance(reference, Reference) and not reference.context[-1].isspace()
+    stops = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
+    assert generate == Generate(ITEM["prompt"].removesuffix("\n"), stops, 77, 0.8, 10)
+    assert isinstance(reference, Reference) and reference.context == generate.context
     assert reference.context + reference.continuation == ITEM["prompt"] + ITEM["canonical_solution"]
     assert humaneval.requests(ITEM, ({"texts": [""], "tokens": [0]}, {"nll": 1.0, "tokens": 1})) == []
+
+
+def test_the_stock_prompt_keeps_its_line_break_and_programs_go_on_from_there():
+    stock = load_plugin("evals", "humaneval", stock_prompt=True)
+    assert stock.requests(ITEM)[0].context == ITEM["prompt"]
+    outputs = [{"texts": ["    return 2 * x\n"], "tokens": [3]}, {"nll": 6.0, "tokens": 4}]
+    assert stock.grade(ITEM, outputs)["c"] == 1
+    assert stock.signatures() != load_plugin("evals", "humaneval").signatures()
+
+
+def test_no_stop_string_cuts_a_solution_that_goes_on_from_the_prompt(data):
+    humaneval = load_plugin("evals", "humaneval")
+    for item in humaneval.items(data):
+        generate, reference = humaneval.requests(item)
+        assert generate.context.endswith(('"""', "'''")) and reference.continuation.strip()
+        assert not [stop for stop in generate.until if stop in reference.continuation]
+
+
+def test_a_prompt_ends_between_tokens_as_it_does_in_training(data):
+    from transformers import AutoTokenizer
+
+    try:
+        tokens = AutoTokenizer.from_pretrained(asset_folder("smollm2-135m"))
+    except AssetMissing as error:
+        pytest.skip(f"NOT RUN: {error}")
+    humaneval = load_plugin("evals", "humaneval")
+    asked = [humaneval.requests(item) for item in humaneval.items(data)]
+    borders = [(generate.context, reference.continuation) for generate, reference in asked]
+    borders += [(e.prompt, e.completion) for e in load_plugin("corpora", "docstring-code").examples("train", data)]
+    for prompt, completion in borders:
+        alone = tokens(prompt)["input_ids"]
+        assert tokens(prompt + completion)["input_ids"][: len(alone)] == alone
 
 
 @pytest.mark.parametrize("fields", [{"samples": 10}, {"samples": 0}, {"temperature": -1.0}])
@@ -113,7 +147,7 @@ def test_samples_without_temperature_are_refused(fields):
         load_plugin("evals", "humaneval", **fields)
 
 
-def test_prompt_and_stops_are_those_of_lm_eval(data):
+def test_stock_prompt_and_stops_are_those_of_lm_eval(data):
     import lm_eval
     import yaml
 
@@ -124,8 +158,9 @@ def test_prompt_and_stops_are_those_of_lm_eval(data):
     folder = next(iter(lm_eval.__path__))
     with open(f"{folder}/tasks/humaneval/humaneval.yaml", encoding="utf-8") as file:
         task = yaml.load(file, Loader)
-    item = load_plugin("evals", "humaneval").items(data)[0]
-    generate = load_plugin("evals", "humaneval").requests(item)[0]
+    humaneval = load_plugin("evals", "humaneval", stock_prompt=True)
+    item = humaneval.items(data)[0]
+    generate = humaneval.requests(item)[0]
     assert task["doc_to_text"] == "{{prompt}}" and generate.context == item["prompt"]
     assert list(generate.until) == task["generation_kwargs"]["until"]
     assert generate.max_tokens == task["generation_kwargs"]["max_gen_toks"]
@@ -138,12 +173,13 @@ def test_all_canonical_solutions_pass_in_two_minutes_and_none_without_a_body(dat
     assert len(items) == 164 and len({item["id"] for item in items}) == 164
     start = time.monotonic()
     reference = {"nll": 1.0, "tokens": 1}
-    grades = [humaneval.grade(i, [{"texts": [i["canonical_solution"]], "tokens": [1]}, reference]) for i in items]
+    solved = [{"texts": [humaneval.requests(i)[1].continuation], "tokens": [1]} for i in items]
+    grades = [humaneval.grade(i, [output, reference]) for i, output in zip(items, solved, strict=True)]
     seconds = time.monotonic() - start
     assert [g["outcome"] for g in grades if not g["c"]] == []
     assert humaneval.aggregate(grades) == {"pass_at_1": 100.0, "programs": 1.0, "reference_nll": 1.0}
     assert seconds < 120
-    empty = [humaneval.grade(i, [{"texts": ["    pass\n"], "tokens": [1]}, reference]) for i in items[::10]]
+    empty = [humaneval.grade(i, [{"texts": ["\n    pass\n"], "tokens": [1]}, reference]) for i in items[::10]]
     assert sum(g["c"] for g in empty) == 0
 
 

@@ -69,6 +69,17 @@ def test_a_cell_that_is_no_image_is_named(data):
             load_plugin("corpora", "cifar100").examples(split, data)
 
 
+@pytest.mark.parametrize("label", ["7", -1, 100])
+def test_a_fine_label_that_is_no_class_is_named(label, data):
+    said = rf":2: column fine_label: {label!r} is not an integer from 0 to 99"
+    data.write("cifar100", "train.jsonl", [row(0), {**row(1), "fine_label": label}])
+    data.write("cifar100", "test.jsonl", [row(0), {**row(1), "fine_label": label}])
+    with pytest.raises(ValueError, match=rf"train\.jsonl{said}"):
+        load_plugin("corpora", "cifar100").examples("train", data)
+    with pytest.raises(ValueError, match=rf"test\.jsonl{said}"):
+        load_plugin("evals", "cifar100").items(data)
+
+
 def test_the_hub_s_image_column_becomes_base64():
     datasets = pytest.importorskip("datasets")
     features = datasets.Features({"img": datasets.Image(), "fine_label": datasets.Value("int64")})

@@ -179,13 +179,15 @@ def test_commonsense_equals_stock_item_by_item(task, file, smollm, tmp_path):
         assert grade["correct_norm"] == int(sample["acc_norm"])
 
 
-@pytest.mark.parametrize(("task", "until"), [("mbpp", ("[DONE]",)), ("humaneval", STOPS)])
-def test_programs_equal_stock_text_by_text(task, until, smollm):
+@pytest.mark.parametrize(
+    ("task", "until", "fields"), [("mbpp", ("[DONE]",), {}), ("humaneval", STOPS, {"stock_prompt": True})]
+)
+def test_programs_equal_stock_text_by_text(task, until, fields, smollm):
     """Stock's own metric runs programs in this process, so texts are compared, and our grades come from the sandbox."""
     from lm_eval.models.huggingface import HFLM
 
     tokens = 256 if FULL else 24
-    plugin = load_plugin("evals", task, limit=FULL or 4, max_tokens=tokens)
+    plugin = load_plugin("evals", task, limit=FULL or 4, max_tokens=tokens, **fields)
     items = plugin.items(source)
     mine, seconds = timed(ours, smollm, plugin, items)
     model, tokenizer = smollm
@@ -200,7 +202,10 @@ def test_programs_equal_stock_text_by_text(task, until, smollm):
         if outputs[0]["texts"][0] != text
     ]
     passed = sum(grade["c"] for _, grade in mine)
-    print(f"\n{task}: {len(items)} items, {passed} passed; texts differ in {len(different)}: {different}")
+    empty = sum(not text.strip() for text in theirs)
+    print(
+        f"\n{task}: {len(items)} items, {passed} passed, {empty} texts empty; texts differ in {len(different)}: {different}"
+    )
     print(f"{task}: CPU seconds ours {seconds:.1f} (with reference likelihoods), stock {stock_seconds:.1f}")
     assert not different
 

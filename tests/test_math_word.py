@@ -99,7 +99,7 @@ def test_math10k_asks_as_the_evals_do_and_loses_their_rows(data):
     assert removed == {"Question: What is 3 plus 3?\nAnswer:", f"Question: {aqua}\nAnswer:"}
 
 
-def test_a_suite_that_scores_what_math10k_leaks_is_refused(tmp_path):
+def test_a_suite_that_scores_what_its_corpus_leaks_is_refused(tmp_path):
     block = {"models": ["tiny-llama"], "corpora": ["math10k"], "variants": ["full"], "seeds": [0]}
     suite = {"suite": "toy", "protocol": {"steps": 1}, "variants": {"full": {"method": "full"}}}
     path = tmp_path / "toy.yaml"
@@ -107,4 +107,7 @@ def test_a_suite_that_scores_what_math10k_leaks_is_refused(tmp_path):
     assert set(load_suite(str(path)).trainings[0].evals) == {"gsm8k", "math-word-aqua", "math-word-svamp"}
     path.write_text(yaml.safe_dump({**suite, "grid": [{**block, "evals": ["gsm8k", "math-word-mawps"]}]}))
     with pytest.raises(UserError, match="math10k is not to be scored on math-word-mawps: Math10K has MAWPS"):
+        load_suite(str(path))
+    path.write_text(yaml.safe_dump({**suite, "grid": [{**block, "corpora": ["school-math"], "evals": ["gsm8k"]}]}))
+    with pytest.raises(UserError, match="school-math is not to be scored on gsm8k: 33 of its 60 problems"):
         load_suite(str(path))
