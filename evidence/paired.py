@@ -118,9 +118,9 @@ def seed_part(squares: np.ndarray, seeds: int, items: int) -> tuple[float, float
 
 def cochran(tail: float, between: float, df: float, rest: float, df_rest: float) -> float:
     """Critical value that is passed with probability ``tail``: each part's t quantile, weighted by its variance."""
-    from scipy.stats import t
+    from scipy.special import stdtrit  # what t.isf calls, without its checks, which take twenty times as long
 
-    one, other = t.isf(tail, df), t.isf(tail, df_rest)
+    one, other = -stdtrit(df, tail), -stdtrit(df_rest, tail)
     return (between * one + rest * other) / (between + rest)
 
 

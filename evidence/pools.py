@@ -93,8 +93,7 @@ class Panel:
 
     def first(self, column: str, default: object = "") -> object:
         """The first value of a column that says something."""
-        values = [value for value in self.facts[column] if value is not None and value == value and value != ""]
-        return values[0] if values else default
+        return next((v for v in self.facts[column] if v is not None and v == v and v != ""), default)
 
     def range(self, column: str) -> str:
         """ "40", or "30 to 40" where rows differ; empty where none says."""
