@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from evidence.paired import CONFIDENCE
+from evidence.row_marks import clean
 from evidence.verdicts import (
     CONTRADICTED,
     SUPPORTED,
@@ -150,7 +151,7 @@ def _finding(of: str, other: Any, ratio: Ratio, bar: float) -> Finding:
 def iteration_findings(claim: dict, collected: Collected, fields: dict[str, dict[str, Any]]) -> list[Finding]:
     """Iterations of a refresh, as the trainings' records count them: fewer than each other's."""
     runs = collected.runs
-    runs = runs[(runs["status"] == "ok") & (runs["stale"] == "") & (runs["other_stack"] == "")]
+    runs = clean(runs)
     runs = runs.drop_duplicates(["model", "corpus", "variant", "seed"])
     pairs, gaps = [], []
     for (model, corpus), rows in runs.groupby(["model", "corpus"], sort=False):

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from evidence.learning_rates import not_chosen
 from evidence.paired import CONFIDENCE, LEAST_SEEDS, paired_difference
+from evidence.row_marks import clean
 from evidence.verdicts import (
     CONTRADICTED,
     SUPPORTED,
@@ -53,7 +54,7 @@ def _good(collected: Collected, names: list[str]) -> pd.DataFrame:
     if aside := not_chosen(collected.runs):
         cells = zip(curves["model"], curves["corpus"], curves["variant"], strict=True)
         curves = curves[[cell not in aside for cell in cells]]
-    return curves[(curves["status"] == "ok") & (curves["stale"] == "") & (curves["other_stack"] == "")]
+    return clean(curves)
 
 
 def _cells(curves: pd.DataFrame, collected: Collected) -> Iterator[tuple[str, dict[str, pd.DataFrame]]]:

@@ -110,7 +110,8 @@ def _wrong(claim: dict) -> str:
 def judge_claims(claims: list[dict], collected: Collected, found: list[Panel] | None = None) -> list[Judged]:
     """Each claim against the evidence of a suite; ``found``: its headline panels, where they are made already."""
     found = panels(collected, reference=False) if found is None else found
-    found = [panel.without(not_chosen(collected.runs)) for panel in found]
+    aside = not_chosen(collected.runs)
+    found = [panel.without(aside) for panel in found]
     fields = fields_of(collected.runs)
     return [Judged(claim, _findings(claim, collected, found, fields)) for claim in claims]
 

@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from evidence.row_marks import clean
 from evidence.style import (
     BLUE,
     GREEN,
@@ -79,7 +80,7 @@ def _page(groups: Sequence[pd.DataFrame], styles: dict[str, Style]) -> Figure:
     roles: dict[str, None] = {}
     for row, rows in zip(axes, groups, strict=True):
         heading(row, f"{rows['model_label'].iloc[0]}, {rows['corpus_label'].iloc[0]}")
-        good = rows[(rows["status"] == "ok") & (rows["stale"] == "") & (rows["other_stack"] == "")]
+        good = clean(rows)
         good = good.drop_duplicates("seed")  # a training has a row for each metric
         found = shares(list(good["facts"])) if len(good) else {}
         roles |= dict.fromkeys(found)

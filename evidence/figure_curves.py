@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from evidence.names import LOSS_UNITS
+from evidence.row_marks import clean
 from evidence.style import PAGE_WIDTH, Style, footer, heading, legend_columns, pages
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def _draw(axis, rows: pd.DataFrame, style: Style, place: int | None, band: bool)
     if not len(rows):
         return None
     look = {"color": style.colour, "linestyle": style.line}
-    good = rows[(rows["status"] == "ok") & (rows["stale"] == "") & (rows["other_stack"] == "")]
+    good = clean(rows)
     for _, seed in rows[(rows["status"] != "ok")].groupby("seed"):
         seed = seed.sort_values("step")
         axis.plot(seed["step"], seed["value"], linewidth=0.7, alpha=0.8, **look)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from evidence.figure_curves import MOST_POINTS
+from evidence.row_marks import clean
 from evidence.style import DIVERGING, PAGE_WIDTH, Style, footer, heading, pages
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def _page(groups: Sequence[pd.DataFrame], styles: dict[str, Style]) -> Figure:
     for row, rows in zip(axes, groups, strict=True):
         heading(row, f"{rows['model_label'].iloc[0]}, {rows['corpus_label'].iloc[0]}")
         style = styles[rows["variant"].iloc[0]]
-        good = rows[(rows["status"] == "ok") & (rows["stale"] == "") & (rows["other_stack"] == "")]
+        good = clean(rows)
         table, width = by_layer(good)
         if len(table):
             _heat(row[0], table, width, scale)

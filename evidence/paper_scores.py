@@ -110,7 +110,8 @@ def _tiers(row: dict, model: str, found: list[Panel], pools: dict[str, Pool]) ->
 
 def _panels(spec: dict, collected: Collected) -> list[Panel]:
     also = [row["metric"] for row in spec["rows"] if "metric" in row]
-    return [panel.without(not_chosen(collected.runs)) for panel in panels(collected, reference=False, also=also)]
+    aside = not_chosen(collected.runs)
+    return [panel.without(aside) for panel in panels(collected, reference=False, also=also)]
 
 
 def _pools(row: dict, model: str, found: list[Panel]) -> tuple[dict[str, Pool], int]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from evidence.cells import BASELINES
 from evidence.difference_table import difference_table
 from evidence.pools import Panel, Pool, Run, panels
+from evidence.row_marks import clean
 from evidence.score_table import average, decimals, describe, metric_label, names_of
 from evidence.tiers import Tiers, panel_tiers
 
@@ -186,7 +187,7 @@ def cost_rows(collected: Collected) -> list[CostRow]:
     order = {variant: place for place, variant in enumerate(collected.suite["variants"])}
     rows = []
     for (model, corpus), group in costs.groupby(["model", "corpus"], sort=False):
-        fine = group[(group["status"] == "ok") & (group["stale"] == "") & (group["other_stack"] == "")]
+        fine = clean(group)
         full = fine[fine["method"] == "full"]["step_seconds_median"]
         for entry in sorted(group.to_dict("records"), key=lambda e: order.get(e["variant"], len(order))):
             rows.append(_cost(entry, model, corpus, float(full.iloc[0]) if len(full) else None))

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from evidence.names import family_of
+from evidence.row_marks import clean
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,7 +55,7 @@ def workloads(collected: Collected) -> list[Workload]:
     if reference is None or not len(costs):
         return []
     curves = collected.curves(["validation_loss"])
-    fine = curves[(curves["status"] == "ok") & (curves["stale"] == "") & (curves["other_stack"] == "")]
+    fine = clean(curves)
     cost = {(r["model"], r["corpus"], r["variant"]): r for r in costs[costs["status"] == "ok"].to_dict("records")}
     cost = {key: row for key, row in cost.items() if not row["stale"] and not row["other_stack"]}
     runs = collected.runs.drop_duplicates(["model", "corpus", "variant", "seed"])
