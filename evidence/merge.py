@@ -2,7 +2,7 @@
 
 The suite's own plan (``plan.json`` in the first folder) says which cells there are. Each record of a source is taken only
 if it fits its schema, if its key is the plan's (the same specification and code), if the files that it names are there with
-their hashes, and if this tree has no result of its own for the cell. What is not taken is told with the reason, and the
+their hashes, and if this tree has no result of its own for the cell, unless a stale one. What is not taken is told with the reason, and the
 command ends with 1. Software of another machine stands in the record: tables mark such rows and never average them with others.
 
 A training and what was answered after it go together, so a cell's evals are taken only with their own training.
@@ -154,13 +154,16 @@ def _one(
             yield Fate(path.as_posix(), REFUSED, "a stage is running in its folder here; merge again when it is done")
             return
         mine = _read(own / path) if (own / path).is_file() else {}  # under the lock: a stage may just have written it
-        if mine.get("status") == "ok" or (mine and "problem" not in mine and found["status"] != "ok"):
+        stale = mine.get("status") == "ok" and bool(_wrong_key(mine, key) or chosen.misses(mine))
+        result_here = mine.get("status") == "ok" and not stale
+        if result_here or (mine and "problem" not in mine and found["status"] != "ok"):
             yield _standing(path, mine, found)
             return
         if not dry:
             _copy(source / path, own / path, found)
+    told = "in place of this tree's stale one" if stale else ""
     yield Fate(
-        path.as_posix(), TAKEN, "" if found["status"] == "ok" else f"{found['status']}: {found.get('reason') or ''}"
+        path.as_posix(), TAKEN, told if found["status"] == "ok" else f"{found['status']}: {found.get('reason') or ''}"
     )
 
 

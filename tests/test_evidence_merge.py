@@ -113,6 +113,20 @@ def test_a_failure_here_gives_way_to_a_result_from_there_and_not_the_other_way_r
     assert json.loads((here / CELL / "train.json").read_text())["status"] == "ok"
 
 
+def test_a_stale_result_here_gives_way_to_a_fresh_one_and_never_to_a_failure(trees):
+    here, there, whole = trees
+    shutil.copytree(whole / CELL, here / CELL)
+    for record in (here / CELL).rglob("*.json"):
+        change(record, key="of older code")
+    change(there / CELL / "headlines-test/score.json", status="error", reason="it ended there")
+    fates = {fate.path: fate for fate in merge.merge(here, there)}
+    train, score = fates[f"{CELL}/train.json"], fates[f"{CELL}/headlines-test/score.json"]
+    assert train.what == TAKEN and "in place of this tree's stale one" in train.why
+    assert score.what == HERE and "this tree's ok stays; there it is error" in score.why
+    keys = [json.loads((tree / CELL / "train.json").read_text())["key"] for tree in (here, whole)]
+    assert keys[0] == keys[1]
+
+
 def test_answers_without_their_training_are_refused(trees):
     here, there, whole = trees
     shutil.copytree(whole / CELL, here / CELL)
