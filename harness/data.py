@@ -57,6 +57,11 @@ def _encode(example: Example, corpus: Corpus, tokenizer: Any, kind: str, max_len
         if not isinstance(example, Labelled):
             raise ValueError(f"a model with a task head needs Labelled examples, not {type(example).__name__}")
         return _labelled(example, tokenizer, kind, max_length)
+    if kind == "seq2seq" and isinstance(example, Conversation | Text):
+        raise ValueError(
+            f"a sequence-to-sequence model learns a target from a source, and a {type(example).__name__} has none; "
+            "train a decoder on this corpus, or give it Completion or SequenceToSequence examples"
+        )
     if isinstance(example, Conversation):
         return _conversation(example, tokenizer, max_length)
     if isinstance(example, Text):

@@ -7,7 +7,7 @@ import torch
 from tokenizers import processors
 
 from harness import data
-from harness.contract import Conversation, Corpus, Generate
+from harness.contract import Conversation, Corpus, Generate, Text
 from harness.failures import BadRow, UserError
 from harness.language_model import Asked, LanguageModel
 from harness.plugins import load_plugin
@@ -116,6 +116,13 @@ def test_too_long_a_conversation_loses_its_last_turns():
     assert row.cut and tokenizer.decode(row.ids) == "user: say sun</s>\nassistant: sun</s>\nuser:"
     with pytest.raises(BadRow, match="no assistant turn within max_length 10"):
         trained(tokenizer, TURNS, 10)
+
+
+@pytest.mark.parametrize("example", [Conversation(TURNS), Text("a running text")])
+def test_a_sequence_to_sequence_model_is_refused_what_has_no_source(example):
+    _, tokenizer = tiny_model("t5")
+    with pytest.raises(BadRow, match=f"row 0: .* learns a target from a source, and a {type(example).__name__} has none"):
+        data.encode([example], Corpus(), tokenizer, "seq2seq", 64)
 
 
 LAST_ONLY = (  # as templates that leave earlier reasoning out
