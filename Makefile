@@ -33,7 +33,9 @@ retry:
 	@$(MAKE) --no-print-directory run
 
 merge:
-	@$(ENVIRONMENT) && python -m evidence.merge results/$(SUITE) $(or $(FROM),$(error Name the other results folder: make merge SUITE=$(SUITE) FROM=DIR))
+	@$(ENVIRONMENT) && results=$$(python -m harness.suite $(SUITE)) && \
+	python -m snakemake --cores 1 --quiet all --config suite=$(SUITE) -- "$$results/plan.json" && \
+	python -m evidence.merge "$$results" $(or $(FROM),$(error Name the other results folder: make merge SUITE=$(SUITE) FROM=DIR))
 
 lock:
 	rm -rf .venv && $(PYTHON) -m venv .venv

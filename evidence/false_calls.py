@@ -113,9 +113,9 @@ def section(found: list[tuple], suite: str) -> str:
         if rate.size >= LEAST_SEEDS
     )
     text = (
-        f"`python -m evidence.false_calls`, suite {suite}: runs of one method in two disjoint groups of seeds. Called "
-        f"different, where 5 % are meant: {told}. Intervals are a jackknife's over seeds, since groupings share them. Fewer "
-        "than three seeds a group: the items only, which is what such a comparison says of itself."
+        f"`python -m evidence.false_calls --collected results/{suite}/collected`: runs of one method in two disjoint groups of "
+        f"seeds. Called different, where 5 % are meant: {told}. Intervals are a jackknife's over seeds, since groupings share "
+        "them. Fewer than three seeds a group: the items only, which is what such a comparison says of itself."
     )
     how = "Seeds left out: the rate of intervals that cover the choice of items only, whatever the number of seeds."
     return "\n\n".join([REAL_RUNS, text, how, "\n".join(lines)]) + "\n"

@@ -2,8 +2,9 @@
 
 The suite's own plan (``plan.json`` in the first folder) says which cells there are. Each record of a source is taken only
 if it fits its schema, if its key is the plan's (the same specification and code), if the files that it names are there with
-their hashes, and if this tree has no result of its own for the cell, unless a stale one. What is not taken is told with the reason, and the
-command ends with 1. Software of another machine stands in the record: tables mark such rows and never average them with others.
+their hashes, and if this tree has no result of its own for the cell; one that is stale gives way. What is not taken is told
+with the reason, and the command ends with 1. Software of another machine stands in the record: tables mark such rows and
+never average them with others.
 
 A training and what was answered after it go together, so a cell's evals are taken only with their own training.
 Searches join first, as trainings and costs follow from their choices: those of another choice than this tree's are refused.

@@ -177,7 +177,18 @@ class Training:
         files = [find_plugin("evals", evaluation).path, ROOT / "harness" / "score.py"]
         if self.variant == "majority":
             files.append(find_plugin("corpora", self.corpus).path)
-        return hash_of({"predictions": self.predict_key(evaluation), "code": code_hash(files)})
+        plugin = find_plugin("evals", evaluation)
+        fields = _merge(plugin.fields, self.suite.settings("evals", evaluation))
+        grading = {name: fields[name] for name in plugin.attributes.get("grading_fields") or () if name in fields}
+        return hash_of(
+            {
+                "predictions": self.predict_key(evaluation),
+                "code": code_hash(files),
+                **(
+                    {"fields": grading} if grading else {}
+                ),  # most evals have none: the others' keys are told by the two
+            }
+        )
 
 
 def train_record(t: Training) -> Path:

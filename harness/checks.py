@@ -73,7 +73,8 @@ class Case:
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
-        trainer = Trainer(model, method, PROTOCOL, streams, STEPS, head)
+        precision = "bfloat16" if dtype == torch.bfloat16 else PROTOCOL["precision"]
+        trainer = Trainer(model, method, {**PROTOCOL, "precision": precision}, streams, STEPS, head)
         if start:
             streams.seed_torch("init", "initialize")
             method.initialize(model, TrainingProbe(trainer, self.probed, self.collate))

@@ -133,8 +133,11 @@ class Step:
 class Probe:
     """Batches of the training's own stream for ``initialize``; their tokens count in the run's budget.
 
-    The harness gives the implementation (``harness.loop.TrainingProbe``).
+    The harness gives the implementation (``harness.loop.TrainingProbe``). ``autocast``: what products are cast to, if
+    they are: gradients then have its rounding, whatever their type.
     """
+
+    autocast: torch.dtype | None = None
 
     def batches(self, count: int) -> Iterator[dict]:
         """Model inputs of ``count`` micro-batches, as the loop would feed them."""

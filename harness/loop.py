@@ -22,7 +22,9 @@ from harness.measure import Curve
 from harness.models import quiet
 from harness.seeds import Streams
 
-AUTOCAST = {"bfloat16-mixed": torch.bfloat16}
+AUTOCAST = {"bfloat16": torch.bfloat16, "bfloat16-mixed": torch.bfloat16}
+"""What matrix products are in, whatever trains in float32: a method that trains the whole model would else be in float32
+altogether, beside adapters on a bfloat16 base."""
 
 
 class Diverged(Exception):
@@ -182,6 +184,7 @@ class TrainingProbe(Probe):
         self, trainer: Trainer, rows: Callable[[int], Sequence[Row]], collate: Callable[[Sequence[Row]], MicroBatch]
     ):
         self.trainer, self.rows, self.collate, self.tokens = trainer, rows, collate, 0
+        self.autocast = trainer.autocast
 
     def batches(self, count: int) -> Iterator[dict]:
         for number in range(count):

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 from harness import record as records
+from harness.failures import UserError
+from harness.suite import load_suite
 
 RETRIED = tuple(status for status in records.STATUSES if status != "ok")
 NAMES = ("train.json", "predict.json", "score.json", "cost.json", "tuned.json")
@@ -43,16 +45,19 @@ def _follows(path: Path, failed: Path) -> bool:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m harness.retry", description="Forget failed rows of a suite.")
-    parser.add_argument("suite", help="its name, as below results/")
+    parser.add_argument("suite", help="its name, or the path of its file")
     parser.add_argument("--status", default="oom,timeout,error", help=f"of {', '.join(RETRIED)}; separated by commas")
     arguments = parser.parse_args(argv)
     statuses = tuple(arguments.status.split(","))
     unknown = [status for status in statuses if status not in RETRIED]
     if unknown:
         parser.error(f"no status '{unknown[0]}' to retry; there are {', '.join(RETRIED)}")
-    results = Path("results") / arguments.suite
+    try:
+        results = load_suite(arguments.suite).results
+    except UserError as error:
+        parser.error(str(error))
     if not results.is_dir():
-        parser.error(f"{results} does not exist")
+        parser.error(f"{results} does not exist: nothing has been run")
     gone = forget(results, statuses)
     for path in gone:
         print(path)

@@ -1,6 +1,7 @@
 """Suites: a YAML of grid blocks becomes cells, each with a resolved specification and its hash. Imports no torch.
 
-``python -m harness.suite NAME --out plan.json`` writes what the suite will do, for progress and for the tables.
+``python -m harness.suite NAME --out plan.json`` writes what the suite will do, for progress and for the tables; without
+``--out`` it prints where the suite's results are.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ __all__ = [
 __all__ += ["score_record", "train_record"]
 
 PROTOCOL = {
-    "precision": "float32",  # of the frozen base and the arithmetic; "bfloat16", or "bfloat16-mixed" (autocast)
+    "precision": "float32",  # or "bfloat16": the frozen base and all products; "bfloat16-mixed": a float32 base, autocast
     "batch_size": 16,  # rows of an optimizer step
     "micro_batch_size": 16,  # rows of one forward
     "steps": 0,  # optimizer steps; 0: as many as `epochs` passes make
@@ -254,6 +255,7 @@ class Suite:
         models = list(dict.fromkeys(t.model for t in self.trainings))
         return {
             "suite": self.name,
+            "file": str(self.path),
             "description": self.description,
             "protocol": {**PROTOCOL, **self.raw.get("protocol", {})},
             "variants": ["untuned", "majority", *self.variants],
@@ -354,14 +356,18 @@ def _explain(error: jsonschema.ValidationError) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m harness.suite", description="Write what a suite will do.")
-    parser.add_argument("suite")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("suite", help="its name, or the path of its file")
+    parser.add_argument("--out", type=Path, help="where to write it; without it, print the suite's results folder")
     arguments = parser.parse_args(argv)
     try:
-        plan = load_suite(arguments.suite).plan()
+        suite = load_suite(arguments.suite)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
+    if not arguments.out:
+        print(suite.results)
+        return 0
+    plan = suite.plan()
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
     return 0

@@ -36,10 +36,19 @@ class GradientStart(NamedTuple):
 
 @torch.no_grad()
 def start_from_gradient(
-    G: Tensor, rank: int, scale: float, gamma: float, init: Init = "paper", impl: Impl = "authors"
+    G: Tensor,
+    rank: int,
+    scale: float,
+    gamma: float,
+    init: Init = "paper",
+    impl: Impl = "authors",
+    autocast: torch.dtype | None = None,
 ) -> GradientStart:
-    """A0 and B0, in float32 or better, from G: (out, in). Draws from the global generator, which the harness seeds."""
-    U, S, V, known = _directions(G, rank)
+    """A0 and B0, in float32 or better, from G: (out, in), whose products were in ``autocast`` or else in G's own type.
+
+    Draws from the global generator, which the harness seeds.
+    """
+    U, S, V, known = _directions(G, rank, torch.finfo(autocast or G.dtype).eps)
     if init == "printed_eq8":
         root = (S[:rank] / scale).sqrt()
         return GradientStart(root.unsqueeze(1) * V[:, :rank].t(), U[:, :rank] * root, known)
@@ -70,17 +79,32 @@ def add_start(layer: nn.Module) -> None:
 
 
 @torch.no_grad()
-def start_layer(layer: Adapter, gradient: Tensor, gamma: float, init: Init = "paper", impl: Impl = "authors") -> None:
+def start_layer(
+    layer: Adapter,
+    gradient: Tensor,
+    gamma: float,
+    init: Init = "paper",
+    impl: Impl = "authors",
+    autocast: torch.dtype | None = None,
+) -> None:
     """Fill A, B and what ``add_start`` gave, from the gradient of the base's weight as the module stores it.
 
     ``printed_eq8`` keeps zeros for A0 and B0: nothing is subtracted.
     """
     G = gradient.t() if is_conv1d(layer.base) else gradient
-    start = start_from_gradient(G, len(layer.A), layer.scale, gamma, init, impl)
+    start = start_from_gradient(G, len(layer.A), layer.scale, gamma, init, impl, autocast)
     for trained, kept, value in ((layer.A, layer.A0, start.A0), (layer.B, layer.B0, start.B0)):
         trained.copy_(value)
         kept.copy_(value if init == "paper" else torch.zeros_like(value))
     layer.gradient_rank.fill_(start.numerical_rank)
+
+
+@torch.no_grad()
+def decay_to_start(layers: Iterable[nn.Module], share: float) -> None:
+    """After a decay of A and B to zero by ``share``: make it one to A0 and B0, where the model is the base."""
+    for layer in layers:
+        layer.A.add_(layer.A0, alpha=share)
+        layer.B.add_(layer.B0, alpha=share)
 
 
 def start_facts(layers: Iterable[tuple[str, nn.Module]], rank: int) -> dict[str, Any]:
@@ -89,8 +113,11 @@ def start_facts(layers: Iterable[tuple[str, nn.Module]], rank: int) -> dict[str,
     return {"gradient_rank": ranks, "directions_missing": sum(max(0, 2 * rank - found) for found in ranks.values())}
 
 
-def _directions(G: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor, int]:
-    """U: (out, q), S: (2 rank or more,) with zeros beyond the numerical rank, V: (in, q), and that rank."""
+def _directions(G: Tensor, rank: int, epsilon: float) -> tuple[Tensor, Tensor, Tensor, int]:
+    """U: (out, q), S: (2 rank or more,) with zeros beyond the numerical rank, V: (in, q), and that rank.
+
+    ``epsilon``: of the type to which G's entries are rounded.
+    """
     wide = G.to(torch.promote_types(G.dtype, torch.float32))
     count = min(4 * rank, *G.shape)
     if count == min(G.shape):
@@ -98,9 +125,9 @@ def _directions(G: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor, int]:
         V = Vh.t()
     else:
         U, S, V = torch.svd_lowrank(wide, q=count, niter=4)
-    # What the SVD's rounding can make of nothing, and what rounding every entry of G to its own type can.
+    # What the SVD's rounding can make of nothing, and what rounding every entry of G can.
     noise = max(G.shape) * torch.finfo(wide.dtype).eps * S[0]
-    rounding = torch.finfo(G.dtype).eps * wide.norm() * sum(n**-0.5 for n in G.shape)
+    rounding = epsilon * wide.norm() * sum(n**-0.5 for n in G.shape)
     tolerance = torch.maximum(noise, rounding)
     known = int(S.gt(tolerance).sum())
     padded = S.new_zeros(max(2 * rank, count))

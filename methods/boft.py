@@ -48,6 +48,12 @@ class BOFT(RotationMethod):
         self._rotations = Rotations(self._blocks)
         self._layers = wrap(model, run, self.targets, self._rotated)
 
+    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        scales = [layer.output_scale for layer in self._layers if layer.output_scale is not None]
+        turns = {"params": [layer.Q for layer in self._layers]}
+        groups = [turns, {"params": scales, "weight_decay": 0.0}] if scales else [turns]  # s = 1 is the base, not 0
+        return torch.optim.AdamW(groups, lr=self.learning_rate, weight_decay=self.weight_decay, fused=True)
+
     @torch.no_grad()
     def after_step(self, model: nn.Module, step: Step) -> None:
         if self.update == "printed":

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from harness.contract import Method, Probe, Run, Step, choice, log_uniform
 
 from ._butterfly import RotatedLinear, Rotations, block_rotations, eye_like, fitting_factors, rotate, rotation_facts
-from ._gradient_start import add_start, check_rank, start_facts, start_layer
+from ._gradient_start import add_start, check_rank, decay_to_start, start_facts, start_layer
 from ._linear import Targets, adapters, matrix, unwrap, wrap
 from ._low_rank import add_low_rank, base_output
 from ._mixing import Norm, branch_sizes, follow, spread
@@ -80,7 +80,7 @@ class _HybridLinear(RotatedLinear):
 
 @dataclass
 class Hybrid(Method):
-    learning_rate: float = field(default=3e-5, metadata={"search": log_uniform(1e-6, 1e-3)})
+    learning_rate: float = field(default=3e-5, metadata={"search": log_uniform(1e-6, 1e-2)})
     """Of A and B: near full fine-tuning's, as LoRA-GA's."""
     orthogonal_learning_rate: float = field(default=3e-4, metadata={"search": log_uniform(1e-5, 1e-2)})
     """Of Q."""
@@ -112,7 +112,8 @@ class Hybrid(Method):
 
     def initialize(self, model: nn.Module, probe: Probe) -> None:
         layers = {f"{name}.base.weight": layer for name, layer in adapters(model, _HybridLinear)}
-        probe.mean_gradients(list(layers), self.probe_batches, lambda name, G: start_layer(layers[name], G, self.gamma))
+        how = {"gamma": self.gamma, "autocast": probe.autocast}
+        probe.mean_gradients(list(layers), self.probe_batches, lambda name, G: start_layer(layers[name], G, **how))
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         low_rank = [p for layer in self._layers for p in (layer.A, layer.B)]
@@ -138,6 +139,8 @@ class Hybrid(Method):
 
     @torch.no_grad()
     def after_step(self, model: nn.Module, step: Step) -> None:
+        if self.weight_decay:
+            decay_to_start(self._layers, step.learning_rate * self.weight_decay)
         if self.mix == "update":
             low_rank = self._lambdas().to(self._old[0].dtype)
             shares = torch.stack((low_rank, low_rank, 1 - low_rank), 1)  # of A, B and Q

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from harness.contract import Method, Probe, Run, Step, choice, log_uniform
 
-from ._gradient_start import Impl, Init, add_start, check_rank, start_facts, start_layer
+from ._gradient_start import Impl, Init, add_start, check_rank, decay_to_start, start_facts, start_layer
 from ._linear import Targets, adapters, matrix, unwrap, wrap
 from ._low_rank import LowRankLinear, add_low_rank, base_output
 
@@ -93,12 +93,16 @@ class LoRAGA(Method):
 
     def initialize(self, model: nn.Module, probe: Probe) -> None:
         layers = {f"{name}.base.weight": layer for name, layer in adapters(model, _StartedLinear)}
-        how = self.gamma, self.init, self.impl
+        how = self.gamma, self.init, self.impl, probe.autocast
         probe.mean_gradients(list(layers), self.probe_batches, lambda name, G: start_layer(layers[name], G, *how))
         self._subtract()
 
     def before_step(self, model: nn.Module, step: Step) -> None:
         self._subtract()  # after a restore or a reload; else it is done
+
+    def after_step(self, model: nn.Module, step: Step) -> None:
+        if self.weight_decay:
+            decay_to_start(self._layers, step.learning_rate * self.weight_decay)
 
     def _subtract(self) -> None:
         if self.base == "subtract":

@@ -114,7 +114,7 @@ class _FullAdamW(torch.optim.Optimizer):
 
 @dataclass
 class LoRAPro(FactorMethod):
-    learning_rate: float = field(default=2e-4, metadata={"search": log_uniform(1e-5, 1.0)})
+    learning_rate: float = field(default=2e-4, metadata={"search": log_uniform(1e-5, 1e-2)})
     update: Update = "adamw"
     damping: float = 1e-6
 

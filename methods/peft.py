@@ -4,7 +4,8 @@
 class under PEFT's own names. Targets are named by role, as for every method here; so are IA3's ``feedforward_modules``,
 which default to "down". Adapters train in float32. A type that PEFT cannot merge is predicted as attached.
 
-Types that change the model's input instead of its layers (prompts, prefixes) and starts that PEFT computes from data
+Types that change the model's input instead of its layers (prompts, prefixes), that train layers of the base itself (of
+which these targets would be all) and starts that PEFT computes from data
 (EVA, CorDA, LoRA-GA, LoftQ) are refused, and so is a configuration that PEFT would replace by another with a warning.
 """
 
@@ -25,7 +26,7 @@ from ._linear import Targets, adapter_dtype, is_conv1d
 _ALIASES = {"DORA": ("LORA", {"use_dora": True})}
 _OURS = {"peft_type", "task_type", "target_modules", "inference_mode", "total_step", "rank_pattern", "fan_in_fan_out"}
 _OURS |= {"base_model_name_or_path", "revision", "auto_mapping", "peft_version"}
-_NOT_LAYERS = {"ADAPTION_PROMPT", "POLY", "SHADOW", "TRAINABLE_TOKENS"}
+_NOT_LAYERS = {"ADAPTION_PROMPT", "LN_TUNING", "POLY", "SHADOW", "TRAINABLE_TOKENS"}
 _MOVED = {"C3A", "FOURIERFT", "UNILORA", "VBLORA"}
 _FROM_DATA = ("eva", "corda", "lora_ga", "loftq")
 
@@ -41,7 +42,8 @@ class PEFT(Method):
         from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 
         config = self._configuration(model, run)
-        if config.peft_type in _MOVED:
+        unstarted = [name for name, value in self.config.items() if name.startswith("init_") and value is False]
+        if config.peft_type in _MOVED or unstarted:
             self.changes_init = f"PEFT's {self.type} starts with a random update"
         had = {id(buffer) for buffer in model.buffers()}
         self._tuner = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type](model, config, adapter_name="default")
@@ -61,16 +63,19 @@ class PEFT(Method):
 
     @torch.no_grad()
     def merge(self, model: nn.Module) -> None:
-        """In float32: each base weight is raised, merged by PEFT and cast once. A failure leaves all as it was."""
-        weights = [layer.get_base_layer().weight for layer in self._layers]
+        """In float32: base weights and biases are raised, merged by PEFT and cast once. A failure leaves all as it was."""
+        bases = [layer.get_base_layer() for layer in self._layers]
+        weights = [p for base in bases for p in (base.weight, getattr(base, "bias", None)) if p is not None]
         before = [weight.data for weight in weights]
         try:
-            for layer, weight in zip(self._layers, weights, strict=True):
+            for weight in weights:
                 weight.data = weight.data.to(adapter_dtype(weight), copy=True)
+            for layer in self._layers:
                 layer.merge()
         except (NotImplementedError, AttributeError, ValueError, RuntimeError) as error:
-            for layer, weight, old in zip(self._layers, weights, before, strict=True):
+            for weight, old in zip(weights, before, strict=True):
                 weight.data = old
+            for layer in self._layers:
                 layer.merged_adapters.clear()
             raise NotMergeable(f"PEFT's {self.type} does not merge: {error or type(error).__name__}") from None
         for weight, old in zip(weights, before, strict=True):
@@ -91,6 +96,13 @@ class PEFT(Method):
         kind, fields = kinds[name], _fields(kinds[name])
         given = {**given, **self.config}
         self._check_keys(given, fields - _OURS, kind.__name__)
+        if given.get("bias", "none") != "none" and adapter_dtype(torch.empty(0, dtype=run.dtype)) != run.dtype:
+            raise ValueError(
+                f"PEFT's bias={given['bias']!r} trains the base's own biases, which then are float32 beside {run.dtype} "
+                "weights; use precision float32 or bfloat16-mixed, or bias: none"
+            )
+        if isinstance(given.get("init_lora_weights"), str) and any(p.is_meta for p in model.parameters()):
+            given["init_lora_weights"] = True  # for counting: starts from the base's weights (PiSSA, OLoRA) have its shapes
         found = run.find(model, self.targets)
         given["target_modules"] = _exactly(n for n, _ in found)
         if "feedforward_modules" in fields:

@@ -13,9 +13,11 @@ import pytest
 import torch
 from torch import nn
 
-from harness.checks import CHECKS, FAMILIES, Case
+from harness import loop
+from harness.checks import CHECKS, FAMILIES, Case, attached_logits, train
 from harness.conformance import run_checks
 from harness.contract import Method
+from harness.loss import loss_sum
 from harness.plugins import ROOT, available, load_plugin
 
 load_plugin("methods", "lora")  # registers the package that plug-ins and their shared parts are loaded under
@@ -283,3 +285,33 @@ def test_the_command_prints_what_holds_and_refuses_a_misspelling():
     assert f"{len(CHECKS)} of {len(CHECKS)} hold" in done.stdout and "  ok    resumes" in done.stdout
     wrong = run("lora", "ranks=2")
     assert wrong.returncode == 2 and "Did you mean 'rank'?" in wrong.stderr
+
+
+# --------------------------------------------------------------------------- decay and precision, the same for all
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize(
+    ("method", "fields"),
+    [("lora", {}), ("dora", {}), ("oft", {}), ("boft", {"output_scale": True}), ("lora_ga", {}), ("hybrid", {}),
+     ("lora_ga", {"base": "subtract"}), ("hybrid", {"mix": "update"}), ("svdlora", {}), ("lorsum", {}), ("lora_pro", {})],
+)  # fmt: skip
+def test_weight_decay_pulls_to_the_base(method, fields, family, monkeypatch):
+    """Without a gradient, decay alone leaves the logits of an adapter, which starts as the base, where they are."""
+    monkeypatch.setattr(loop, "loss_sum", lambda *arguments: 0 * loss_sum(*arguments))
+    case = Case(method, family, {**fields, "weight_decay": 0.1})
+    trainer = case.trainer(torch.float64)
+    before = attached_logits(case, trainer)
+    train(case, trainer)
+    torch.testing.assert_close(attached_logits(case, trainer), before, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("method", ["full", "galore", "dpi_glrp", "smt", "lora"])
+def test_products_on_a_bfloat16_base_are_in_bfloat16_under_every_method(method):
+    case, seen = Case(method, "llama"), set()
+    trainer = case.trainer(torch.bfloat16)
+    for name, module in trainer.model.named_modules():
+        if name.endswith("mlp"):
+            module.register_forward_hook(lambda module, given, output: seen.add(output.dtype))
+    train(case, trainer)
+    assert seen == {torch.bfloat16}

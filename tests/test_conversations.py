@@ -121,7 +121,9 @@ def test_too_long_a_conversation_loses_its_last_turns():
 @pytest.mark.parametrize("example", [Conversation(TURNS), Text("a running text")])
 def test_a_sequence_to_sequence_model_is_refused_what_has_no_source(example):
     _, tokenizer = tiny_model("t5")
-    with pytest.raises(BadRow, match=f"row 0: .* learns a target from a source, and a {type(example).__name__} has none"):
+    with pytest.raises(
+        BadRow, match=f"row 0: .* learns a target from a source, and a {type(example).__name__} has none"
+    ):
         data.encode([example], Corpus(), tokenizer, "seq2seq", 64)
 
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import importlib
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from harness import data
+from harness.checks import Case
 from harness.contract import Probe, Run, Step
 from harness.plugins import load_plugin
+from harness.suite import PROTOCOL
 
 load_plugin("methods", "lora_ga")
 gradient_start = importlib.import_module("tuning_fork_methods._gradient_start")
@@ -198,6 +202,26 @@ def test_the_truncated_svd_finds_the_directions_of_the_exact_one():
     U, _, Vh = torch.linalg.svd(G)
     torch.testing.assert_close(A0.t() @ A0, projector(Vh[:4].t()), rtol=0, atol=1e-4)
     torch.testing.assert_close(projector(B0), projector(U[:, 4:8]), rtol=0, atol=1e-4)
+
+
+def test_rounding_of_autocast_is_no_direction():
+    """Under autocast a gradient is float32 and has bfloat16's rounding."""
+    G = gradient(3, 64, 64).bfloat16().float()
+    ranks = [
+        gradient_start.start_from_gradient(G, 4, SCALE, GAMMA, autocast=to).numerical_rank
+        for to in (None, torch.bfloat16)
+    ]
+    assert ranks == [16, 3]  # without it all that it looked for
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16-mixed", "bfloat16"])
+@pytest.mark.parametrize("method", ["lora_ga", "hybrid"])
+def test_two_tokens_give_few_directions_in_every_precision(method, precision, monkeypatch):
+    monkeypatch.setitem(PROTOCOL, "precision", precision)
+    case = Case(method, "llama", {"probe_batches": 1, "rank": 4})
+    case.rows = [replace(row, targets=[data.IGNORE] * (len(row.ids) - 1) + row.ids[-1:]) for row in case.rows]
+    trainer = case.trainer(torch.bfloat16 if precision == "bfloat16" else torch.float32)
+    assert trainer.method.facts(trainer.model)["directions_missing"] > 20
 
 
 def test_a_rank_above_the_smaller_side_is_refused_by_name():

@@ -10,12 +10,17 @@ import traceback
 
 import pytest
 import torch
+import yaml
 
 from evidence.grades import Formula, formula, numbers
 from harness import judge as judges
 from harness.failures import UserError
 from harness.judge import JudgeError, judge, verdict_key
-from harness.plugins import find_plugin, load_plugin
+from harness.plugins import load_plugin
+from harness.suite import load_suite
+
+for name in ("mt-bench", "mt-bench-pairs"):  # tests reach into their modules, whichever of them runs first
+    load_plugin("evals", name)
 
 SECRET = "sk-very-secret-0123456789"
 ASK = [("system", "Be fair."), ("user", "Rate it.")]
@@ -132,9 +137,23 @@ def test_ratings_are_averaged_and_those_left_out_are_counted(tmp_path, data):
     assert len(set(grades[0]["verdicts"])) == 2
 
 
-def test_without_a_judge_it_is_pending_and_a_judge_changes_no_prediction():
+def test_without_a_judge_it_is_pending():
     assert "no judge given" in load_plugin("evals", "mt-bench").pending()
-    assert find_plugin("evals", "mt-bench").attributes["grading_fields"] == ("judge", "judgings")
+
+
+def test_another_judge_scores_again_and_predicts_nothing_anew(tmp_path):
+    def keys(evaluation, **fields):
+        grid = [{"models": ["tiny-llama"], "corpora": ["generated-chat"], "variants": ["lora"], "seeds": [0],
+                 "evals": [evaluation]}]  # fmt: skip
+        suite = {"suite": "judged", "protocol": {"steps": 1}, "variants": {"lora": {"method": "lora"}}, "grid": grid}
+        (tmp_path / "judged.yaml").write_text(yaml.safe_dump({**suite, "evals": {evaluation: fields}}))
+        training = load_suite(str(tmp_path / "judged.yaml")).training("tiny-llama", "generated-chat", "lora", 0)
+        return training.predict_key(evaluation), training.score_key(evaluation)
+
+    for evaluation in ("mt-bench", "mt-bench-pairs"):
+        given = [{}, {"judge": "model:smollm2-135m"}, {"judge": "https://host/v1#M"}, {"judgings": 2}]
+        predicted, scored = zip(*(keys(evaluation, **fields) for fields in given), strict=True)
+        assert len(set(predicted)) == 1 and len(set(scored)) == len(given)
 
 
 def test_a_judge_of_no_kind_is_refused():

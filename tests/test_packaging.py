@@ -201,18 +201,23 @@ def test_retry_forgets_failed_rows_and_what_followed_them(tmp_path, monkeypatch,
         "runs/m/c/b/seed0/e/score.json": "skipped",
         "cost/m/c/a/cost.json": "oom",
     }
-    results = Path("results/s")
+    results = Path("results/lorsum-small")
     for name, status in statuses.items():
         record.write(results / name, {"status": status})
     (results / "runs/m/c/a/seed0/checkpoint").mkdir()
-    assert retry.main(["s", "--status", "oom,error"]) == 0
+    suite = str(ROOT / "papers/lorsum/small.yaml")  # its results are not in a folder of its name
+    assert retry.main([suite, "--status", "oom,error"]) == 0
     left = {path.relative_to(results).as_posix() for path in results.rglob("*.json")}
     assert left == {name for name in statuses if "/b/" in name}
     assert "4 records forgotten" in capsys.readouterr().err and (results / "runs/m/c/a/seed0/checkpoint").exists()
-    with pytest.raises(SystemExit):
-        retry.main(["s", "--status", "ok"])
-    with pytest.raises(SystemExit):
-        retry.main(["nowhere"])
+    for arguments, said in (
+        ([suite, "--status", "ok"], "no status 'ok' to retry"),
+        (["nowhere"], "no suite 'nowhere'"),
+        (["smoke"], "results/smoke does not exist"),
+    ):
+        with pytest.raises(SystemExit):
+            retry.main(arguments)
+        assert said in capsys.readouterr().err
 
 
 # --------------------------------------------------------------------------- provenance

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from harness.checks import Case, train
-from harness.contract import Run, Step
+from harness.contract import Probe, Run, Step
 from harness.models import find_targets
 from harness.plugins import load_plugin
 from harness.tiny import tiny_model
@@ -144,7 +144,7 @@ def test_dora_trains_as_pefts_dora():
     torch.testing.assert_close(one, other, rtol=0, atol=1e-4)
 
 
-class GivenGradients:
+class GivenGradients(Probe):
     """A probe that visits the gradients of one loss on the plain model."""
 
     def __init__(self, model, ids):
@@ -342,6 +342,7 @@ def test_ia3_scales_inputs_of_the_down_projection_and_outputs_elsewhere(family):
     ("fields", "message"),
     [
         ({"type": "LORAX"}, "PEFT has no adapter of layers 'LORAX'. It has: DORA, .*LORA"),
+        ({"type": "LN_TUNING"}, "PEFT has no adapter of layers 'LN_TUNING'"),  # it would train the linear layers whole
         ({"type": "PREFIX_TUNING"}, "PEFT has no adapter of layers 'PREFIX_TUNING'"),
         ({"config": {"rank": 8}}, "PEFT's LoraConfig has no field 'rank' to set.*It has: .*lora_alpha"),
         ({"config": {"lora_aplha": 8}}, "Did you mean 'lora_alpha'?"),
@@ -356,12 +357,31 @@ def test_what_the_bridge_refuses(fields, message):
         in_ours(base(), "peft", **fields)
 
 
-def test_a_failed_merge_leaves_the_attached_model_as_it_was():
-    case = Case("peft", "qwen2", {"type": "LILY"})
+def test_biases_of_the_base_train_in_its_own_type_or_not_at_all():
+    method = load_plugin("methods", "peft", config={"bias": "all"})
+    with pytest.raises(ValueError, match="bias='all' trains the base's own biases, .* beside torch.bfloat16 weights"):
+        method.attach(base("qwen2", torch.bfloat16), Run(STEPS, torch.bfloat16, find_targets))
+    method.attach(base("qwen2"), Run(STEPS, torch.float32, find_targets))
+
+
+def test_starts_from_the_base_s_weights_can_be_planned_and_random_ones_are_declared():
+    shapes = [
+        {name: p.shape for name, p in in_ours(model, "peft", config={"init_lora_weights": "pissa", "r": 4})[0].named_parameters()}
+        for model in (base(), base().to("meta"))
+    ]  # fmt: skip
+    assert shapes[0] == shapes[1]
+    _, method = in_ours(base(), "peft", config={"init_lora_weights": False})
+    assert method.changes_init == "PEFT's LORA starts with a random update"
+    assert in_ours(base(), "peft")[1].changes_init is None
+
+
+@pytest.mark.parametrize("fields", [{"type": "LILY"}, {"config": {"lora_bias": True, "r": 4}}, {"type": "BEFT"}])
+def test_a_failed_merge_leaves_the_attached_model_as_it_was(fields):
+    case = Case("peft", "qwen2", fields)  # some of whose linears have biases, which PEFT has merged when it fails
     trainer = case.trainer()
     train(case, trainer)
     before = copy.deepcopy(trainer.model.state_dict())
-    with pytest.raises(Exception, match="PEFT's LILY does not merge"):
+    with pytest.raises(Exception, match=f"PEFT's {fields.get('type', 'LORA')} does not merge"):
         trainer.method.merge(trainer.model)
     after = trainer.model.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
