@@ -42,7 +42,7 @@ class Gathered:
 
     def suite(self) -> dict:
         """Names, orders and notes that tables and figures need beside the rows."""
-        kept = ("suite", "description", "code", "protocol", "models", "corpora", "variants")
+        kept = ("suite", "file", "description", "code", "protocol", "models", "corpora", "variants")
         return {
             **{name: self.plan[name] for name in kept if name in self.plan},
             "evals": list(dict.fromkeys(row["eval"] for row in self.runs if row["eval"])),

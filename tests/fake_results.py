@@ -67,6 +67,7 @@ def build(
                 cells.append(_cell(model, corpus, variant, seed, variants))
     plan = {
         "suite": "fake",
+        "file": "config/fake.yaml",
         "description": "made up",
         "protocol": {"batch_size": 16},
         "variants": ["untuned", "majority", *variants],

@@ -97,6 +97,11 @@ def test_what_failed_is_stale_or_of_another_stack_stands_in_the_rows_and_in_no_a
     assert "resident memory passed the limit" in " ".join(page.text)
 
 
+def test_what_failed_can_be_run_again_by_the_suite_s_own_path(results):
+    page = (results / "report/index.html").read_text(encoding="utf-8")
+    assert "make retry SUITE=config/fake.yaml STATUS=oom,timeout,error" in page
+
+
 def test_numbers_are_those_of_the_tables(results):
     loaded = Collected(results / "collected")
     for row in score_rows(loaded):
