@@ -85,7 +85,7 @@ class Glue(Eval):
     def grade(self, item, outputs):
         if self.task == "stsb":
             return {"gold": item["label"], "predicted": _similarity(outputs[0])}
-        return {**class_grade(item["label"], outputs[0]), "set": item["set"]}
+        return _of_set(class_grade(item["label"], outputs[0]), item["set"])
 
     def aggregate(self, grades):
         if self.task == "stsb":
@@ -101,7 +101,15 @@ class Glue(Eval):
         if self.task == "stsb":
             return [{"gold": item["label"], "predicted": sum(labels) / len(labels)} for item in items]
         grades = commonest_class_grades(labels, [item["label"] for item in items])
-        return [{**grade, "set": item["set"]} for grade, item in zip(grades, items, strict=True)]
+        return [_of_set(grade, item["set"]) for grade, item in zip(grades, items, strict=True)]
+
+
+def _of_set(grade: dict, name: str) -> dict:
+    """A grade with its set; where there are two, with the parts of the first's accuracy: correct ones over their number."""
+    if not name:
+        return {**grade, "set": name}
+    counts = name == "matched"
+    return {**grade, "set": name, "accuracy": float(counts and grade["correct"]), "matched_count": float(counts)}
 
 
 def _similarity(output: dict) -> float:

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from rows_made_here import CLASSES, COLUMNS, Assets
 
+from evidence.grades import Formula, formula, numbers
 from harness.contract import Choices, Generate, Labelled, Reference
 from harness.plugins import available, find_plugin, load_plugin
 
@@ -274,7 +275,11 @@ def test_mnli_counts_its_two_sets_apart():
     plugin = load_plugin("evals", "glue-mnli")
     grades = class_grades(plugin, [0, 1, 2, 0, 1, 2], [0, 1, 2, 1, 1, 0])
     assert plugin.aggregate(grades) == {"accuracy": 75.0, "accuracy_mismatched": 50.0}
-    assert plugin.aggregate([g for g in grades if g["set"] == "matched"]) == {"accuracy": 75.0}
+    matched = [g for g in grades if g["set"] == "matched"]
+    assert plugin.aggregate(matched) == {"accuracy": 75.0}
+    # what tables take their intervals and pairs from
+    assert formula("accuracy", 75.0, numbers(grades), "%") == Formula("accuracy", "matched_count", 100.0)
+    assert formula("accuracy", 75.0, numbers(matched), "%") == Formula("accuracy", "", 100.0)
 
 
 def test_mnli_without_its_second_set_is_scored_on_the_first(data):
