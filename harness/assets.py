@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import yaml
@@ -153,7 +153,12 @@ def publish(name: str, staged: Path, facts: dict) -> dict:
 def lock(name: str) -> Iterator[None]:
     """Only one process at a time makes an asset. The lock goes with its process, however that ends."""
     folder = cache() / ".locks"
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"the cache {cache()} cannot be written ({error.strerror}). Set TUNING_FORK_CACHE to a folder that can."
+        ) from None
     with open(folder / f"{name}.lock", "w", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -189,6 +194,11 @@ def lock_revision(name: str, source: dict, revision: str) -> None:
         temporary = LOCK_FILE.with_name(f".{LOCK_FILE.name}.{os.getpid()}")
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, LOCK_FILE)
+
+
+def revisions(names: Iterable[str]) -> dict[str, str]:
+    """{asset: its revision}, as records hold it."""
+    return {name: revision(name) for name in names}
 
 
 def revision(name: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import pickle
 from pathlib import Path
 
 import torch
@@ -53,7 +54,11 @@ def load_checkpoint(path: Path, trainer: Trainer, key: str) -> dict | None:
     """Put a checkpoint of this very training back into the trainer; None when there is none."""
     if not path.is_file():
         return None
-    content = torch.load(path, map_location=trainer.device, weights_only=True)
+    try:
+        content = torch.load(path, map_location=trainer.device, weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:  # as a power cut leaves it
+        print(f"{path} cannot be read ({str(error).splitlines()[0][:200]}): starting anew", flush=True)
+        return None
     if content["key"] != key:
         return None
     fill(trainer.model, {**content["parameters"], **content["buffers"]})

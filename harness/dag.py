@@ -13,6 +13,7 @@ from harness.failures import UserError
 from harness.plugins import ROOT, find_plugin
 from harness.processes import has_gpu
 from harness.sandbox import SandboxError, require
+from harness.sources import mirror_files
 from harness.suite import Suite, Training, catalogue, load_suite
 
 
@@ -76,8 +77,13 @@ def plan_key(loaded: Suite) -> str:
 
 
 def asset_key(name: str) -> str:
+    """Hash of where an asset comes from; of one that a mirror has, also of its files' sizes and times."""
     kind = "models" if name in catalogue()["models"] else "data"
-    return cells.hash_of(cells.sources(kind, name))
+    mirrored = {}
+    for source in catalogue()[kind][name].get("sources", []):
+        mirrored = mirrored or mirror_files("model" if kind == "models" else kind, source)
+    stats = {file: (path.stat().st_size, path.stat().st_mtime_ns) for file, path in mirrored.items()}
+    return cells.hash_of([cells.sources(kind, name), stats] if stats else cells.sources(kind, name))
 
 
 def is_fetched(name: str) -> bool:

@@ -32,6 +32,10 @@ class UserError(ValueError):
     """What a person wrote cannot be done; the message says what, where, and what to do. Shown without a traceback."""
 
 
+class BadAnswer(ValueError):
+    """What a plug-in gave cannot be right; the message names it. The cell's row says so, and other cells go on."""
+
+
 class BadRow(ValueError):
     """A row of a corpus cannot be trained on; the message names it. The cell's row says so, and other cells go on."""
 
@@ -76,14 +80,14 @@ def guard(
 
 def classify(error: BaseException) -> tuple[int, tuple[str, str] | None]:
     """(exit code, (status, reason) of the row that it is, if it is one)."""
-    if isinstance(error, UserError):
+    if isinstance(error, UserError | records.Damaged):
         return MISTAKE, None
     if any(_is_full(link) for link in _chain(error)):
         return DISK_FULL, None
     shown = f"{type(error).__name__}: {_one_line(error)}"
     if any(_is_out_of_memory(link) for link in _chain(error)):
         return DONE, ("oom", shown)
-    if isinstance(error, BadRow):
+    if isinstance(error, BadRow | BadAnswer):
         return DONE, ("error", str(error))
     place = plugin_place(error)
     if place:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from harness import conversation, data, models, one_row
 from harness.contract import Choices, Generate, Labelled, Reference, Request
-from harness.failures import UserError
+from harness.failures import BadAnswer, UserError
 from harness.packed_linear import PackedLinears
 from harness.seeds import Streams
 from harness.shared_context import Pair, scores
@@ -233,12 +233,6 @@ class TaskHead:
 
     def batches(self, asked: Sequence[Asked]) -> list[list[int]]:
         """Indices into ``asked`` by batch, longest input first."""
-        for one in asked:
-            if not isinstance(one.request, Choices) or one.request.input is None:
-                raise UserError(
-                    f"item {one.item} asks for {type(one.request).__name__} without an input to classify; a model "
-                    "with a task head answers Choices with `input` only. Score this eval with a language model."
-                )
         lengths = [row.length for row in self._rows(asked)]
         order = sorted(range(len(asked)), key=lambda index: -lengths[index])
         return [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
@@ -248,6 +242,12 @@ class TaskHead:
         logits = self.logits(batch)
         if logits.shape[-1] == 1:
             return [{"value": value} for value in logits.squeeze(-1).tolist()]
+        for one in batch:
+            if len(one.request.continuations) != logits.shape[-1]:
+                raise BadAnswer(
+                    f"item {one.item} asks to choose among {len(one.request.continuations)} answers, and the model's head "
+                    f"has {logits.shape[-1]} classes: it was trained on a corpus of other classes than this eval's"
+                )
         return [
             {"loglikelihoods": row.tolist(), "greedy": [index == int(row.argmax()) for index in range(len(row))]}
             for row in logits.log_softmax(-1)
@@ -262,6 +262,12 @@ class TaskHead:
             return self.model(**inputs).logits.float().cpu()
 
     def _rows(self, asked: Sequence[Asked]) -> list[data.Row]:
+        for one in asked:
+            if not isinstance(one.request, Choices) or one.request.input is None:
+                raise UserError(
+                    f"item {one.item} asks for {type(one.request).__name__} without an input to classify; a model "
+                    "with a task head answers Choices with `input` only. Score this eval with a language model."
+                )
         examples = [Labelled(_tupled(one.request.input), 0) for one in asked]
         return data.encode(examples, None, self.tokenizer, self.kind, self.max_length)
 

@@ -18,16 +18,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import record
-from harness.assets import asset_folder, go_offline
+from harness.assets import asset_folder, go_offline, revisions
 from harness.contract import Eval, Generate, NotMergeable, Step
-from harness.failures import UserError, guard
+from harness.failures import BadAnswer, UserError, guard
 from harness.provenance import provenance
 from harness.rows import write_rows
-from harness.suite import Training, catalogue, load_plugin, load_suite, predict_record, train_record
+from harness.suite import Training, catalogue, find_plugin, load_plugin, load_suite, predict_record, train_record
 
 if TYPE_CHECKING:
     from harness.language_model import Asked
 
+MERGE_ERROR = {"float32": 0.01, "bfloat16": 0.25, "bfloat16-mixed": 0.25}
+"""How far a merged model's logits may be from the attached one's, of the largest logit: a hundred times what rounding of the
+type has been seen to do."""
 TELL_EVERY = 5.0  # seconds between lines of progress
 
 
@@ -77,8 +80,14 @@ def _opening(training: Training, evaluation: str) -> dict:
         "eval": evaluation,
         "reason": "",
         "key": training.predict_key(evaluation),
+        "assets": _assets(evaluation),
         "provenance": provenance(training.protocol["threads"]),
     }
+
+
+def _assets(evaluation: str) -> dict[str, str]:
+    """The revision of everything that the eval reads."""
+    return revisions(find_plugin("evals", evaluation).names("assets"))
 
 
 def predict(training: Training, evaluation: str, trained: dict, folder: Path) -> dict:
@@ -94,7 +103,8 @@ def predict(training: Training, evaluation: str, trained: dict, folder: Path) ->
         model, merging = restore_for_prediction(training, trained, _first_requests(plugin, items))
         replies = answerer(*model, training.protocol, _streams(training))
     weights = trained.get("files", {}).get("delta", {}).get("sha256", "")
-    journal = _Journal(folder / "predictions.part.jsonl", f"{training.predict_key(evaluation)} {weights}")
+    identity = f"{training.predict_key(evaluation)} {weights} {json.dumps(_assets(evaluation))}"
+    journal = _Journal(folder / "predictions.part.jsonl", identity)
     with phases("predict"):
         outputs, prompts, generated = _answer_all(plugin, items, replies, journal)
     path = folder / "predictions.jsonl.zst"
@@ -140,7 +150,7 @@ def restore_for_prediction(training: Training, trained: dict, asked: Sequence[As
         known = set(model.state_dict())
         method = load_plugin("methods", training.method, **training.hyperparameters_given())
         attach(model, method, trained["steps"], dtype, streams)
-        _fill(model, training.folder / "delta.safetensors", known)
+        _fill(model, record.checked_file(train_record(training), trained, "delta"), known)
         streams.seed_torch("init", "before_step", trained["steps"], 0)
         method.before_step(model, Step(trained["steps"], trained["steps"], 0.0))
         merging = _merge(method, (model, tokenizer, kind), protocol, asked)
@@ -174,7 +184,15 @@ def _merge(method: Any, model: tuple, protocol: dict, asked: Sequence[Asked]) ->
         method.merge(model[0])
     except NotMergeable as error:
         return {"merged": False, "merge_error": None, "merge_reason": str(error)}
-    return {"merged": True, "merge_error": float((checked_logits(*model, protocol, asked) - attached).abs().max())}
+    apart = float((checked_logits(*model, protocol, asked) - attached).abs().max())
+    largest, share = float(attached.abs().max()), MERGE_ERROR[protocol["precision"]]
+    if not apart <= share * largest:  # no number is not less either
+        raise BadAnswer(
+            f"method {type(method).__name__}: the merged model's logits differ from the trained one's by {apart:.3g}, the "
+            f"largest of which is {largest:.3g}; rounding explains at most {share:.0%} of it. Its merge() is wrong "
+            "(make check METHOD=... tells), and answers of that model would not be the method's."
+        )
+    return {"merged": True, "merge_error": apart}
 
 
 def _streams(training: Training) -> Any:
@@ -268,15 +286,15 @@ class _Journal:
 
     def _read(self, identity: str) -> int:
         """Take the answers of an earlier start of this very prediction; the number of bytes that are whole lines."""
-        self.file.seek(0)
         kept = 0
-        for number, line in enumerate(self.file):
-            if not line.endswith("\n") or (number == 0 and json.loads(line) != identity):
-                break  # cut by a kill, or another prediction's
+        for number, line in enumerate(self.path.read_bytes().splitlines(keepends=True)):
+            content = _json(line)
+            if content is None or (number == 0 and content != identity):
+                break  # cut by a kill, damaged by a power cut, or another prediction's
             if number:
-                item, place, output = json.loads(line)
+                item, place, output = content
                 self.outputs[item, place] = output
-            kept += len(line.encode())
+            kept += len(line)
         return kept
 
     def has(self, asked: Sequence[Asked]) -> bool:
@@ -296,6 +314,14 @@ class _Journal:
     def _append(self, text: str) -> None:
         self.file.write(text)
         self.file.flush()
+
+
+def _json(line: bytes) -> Any:
+    """What a whole line holds; None where it was cut or damaged."""
+    try:
+        return json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:
+        return None
 
 
 if __name__ == "__main__":

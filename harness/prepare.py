@@ -35,7 +35,9 @@ def prepare(name: str) -> dict:
         with _heartbeat(name, staged):
             made = _make(name, kind, entry, staged)
         size = sum(item["bytes"] for item in made["files"])
-        _say(name, f"ready, {made['revision']}, {size / 1e6:.1f} MB, {time.monotonic() - started:.0f} s")
+        without = ", ".join(made["source"].get("missing_splits", []))
+        lacks = f", WITHOUT split {without}: its source has no such file" if without else ""
+        _say(name, f"ready, {made['revision']}, {size / 1e6:.1f} MB, {time.monotonic() - started:.0f} s{lacks}")
         return made
 
 

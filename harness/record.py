@@ -12,6 +12,10 @@ SCHEMA = 1
 STATUSES = ("ok", "diverged", "oom", "timeout", "error", "skipped", "judge_pending")
 
 
+class Damaged(ValueError):
+    """A record, or a file beside one, cannot be used; the message names it and says what to do."""
+
+
 def write(path: Path, record: dict) -> None:
     """Write ``record`` to ``path``: temporary name, flush to disk, rename. A reader sees all of it or none.
 
@@ -23,9 +27,8 @@ def write(path: Path, record: dict) -> None:
     if record.get("status") not in STATUSES:
         raise ValueError(f"{path}: a record's status is one of {', '.join(STATUSES)}, not {record.get('status')!r}")
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    text = json.dumps({"schema": SCHEMA, **record}, indent=1, ensure_ascii=False, default=_plain) + "\n"
     with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
+        file.write(text({"schema": SCHEMA, **record}) + "\n")
         file.flush()
         os.fsync(file.fileno())
     if record["status"] == "ok" and record.get("key"):
@@ -36,6 +39,11 @@ def write(path: Path, record: dict) -> None:
     os.replace(temporary, path)
 
 
+def text(content: dict) -> str:
+    """A record's JSON. Raises TypeError or ValueError where it holds what JSON cannot."""
+    return json.dumps(content, indent=1, ensure_ascii=False, default=_plain)
+
+
 def kept_name(path: Path) -> Path:
     """The second name of a good record. Snakemake does not know it: when it was killed before it took note of a record it
     deletes the record, and ``harness.supervise`` puts it back from here."""
@@ -43,14 +51,14 @@ def kept_name(path: Path) -> Path:
 
 
 def read(path: Path) -> dict:
-    """The record at ``path``. Raises ValueError naming the file when it is no record of this schema."""
+    """The record at ``path``. Raises Damaged naming the file when it is no record of this schema."""
     try:
         record = json.loads(Path(path).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not valid JSON ({error}). Delete it and run again.") from None
+    except ValueError as error:  # no JSON, or no UTF-8
+        raise Damaged(f"{path}: not valid JSON ({error}). Delete it and run again.") from None
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:
         found = record.get("schema") if isinstance(record, dict) else type(record).__name__
-        raise ValueError(f"{path}: record schema {found}, this version reads {SCHEMA}. Delete it and run again.")
+        raise Damaged(f"{path}: record schema {found}, this version reads {SCHEMA}. Delete it and run again.")
     return record
 
 
@@ -64,6 +72,18 @@ def file_entry(path: Path) -> dict:
     """What a record says of a large file beside it: name, sha256, bytes."""
     path = Path(path)
     return {"file": path.name, "sha256": digest(path), "bytes": path.stat().st_size}
+
+
+def checked_file(record_path: Path, content: dict, name: str) -> Path:
+    """The large file that the record ``content`` at ``record_path`` calls ``name``. Raises Damaged where it is another."""
+    entry = (content.get("files") or {}).get(name)
+    if not entry:
+        raise Damaged(f"{record_path} names no {name}. Delete it and run again.")
+    path = Path(record_path).parent / entry["file"]
+    if not path.is_file() or digest(path) != entry["sha256"]:
+        what = "is not the file that the record was written with" if path.is_file() else "is missing"
+        raise Damaged(f"{path} {what} ({Path(record_path).name} has its sha256). Delete {record_path} and run again.")
+    return path
 
 
 def _plain(value: Any) -> Any:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import numbers
 import random
 import statistics
 import sys
@@ -17,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness import record
-from harness.assets import asset_folder
+from harness.assets import asset_folder, revisions
 from harness.contract import Eval
 from harness.failures import UserError, guard
 from harness.provenance import provenance
@@ -61,6 +63,7 @@ def _opening(training: Training, evaluation: str) -> dict:
         "generated": plugin.attributes.get("generated") is True,
         "reason": "",
         "key": training.score_key(evaluation),
+        "assets": revisions(plugin.names("assets")),
         "provenance": provenance(1),
     }
 
@@ -83,8 +86,8 @@ def score(training: Training, evaluation: str, predictions: Path, folder: Path) 
             if reason := plugin.pending():
                 return {**facts, "status": "judge_pending", "reason": reason}
             items = plugin.items(asset_folder)
-            grades = _grades(plugin, items, read_rows(predictions.parent / predicted["files"]["predictions"]["file"]))
-        metrics = plugin.aggregate(grades)
+            grades = _grades(plugin, items, read_rows(record.checked_file(predictions, predicted, "predictions")))
+        metrics = _metrics(plugin, grades)
     except (GradingFailed, SandboxError) as error:
         return {**facts, "status": "error", "reason": str(error)}
     rows = [{"item": item["id"], **grade} for item, grade in zip(items, grades, strict=True)]
@@ -103,6 +106,20 @@ def score(training: Training, evaluation: str, predictions: Path, folder: Path) 
         **_signatures(plugin),
         "files": {"grades": record.file_entry(path)},
     }
+
+
+def _metrics(plugin: Eval, grades: Sequence[dict]) -> dict:
+    """What ``aggregate`` gives; None is no value. Raises GradingFailed where a metric is no number, or the headline not there."""
+    metrics = plugin.aggregate(grades)
+    if not isinstance(metrics, dict) or plugin.headline not in metrics:
+        given = ", ".join(metrics) if isinstance(metrics, dict) else type(metrics).__name__
+        raise GradingFailed(
+            f"aggregate() gives no {plugin.headline!r}, which is the headline; it gives {given or 'nothing'}"
+        )
+    for name, value in metrics.items():
+        if value is not None and not (isinstance(value, numbers.Real) and math.isfinite(value)):
+            raise GradingFailed(f"aggregate() gives {name} = {value!r}, which is no number")
+    return metrics
 
 
 # --------------------------------------------------------------------------- grades

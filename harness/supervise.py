@@ -23,6 +23,7 @@ from typing import BinaryIO
 
 from harness import progress, warm
 from harness import record as records
+from harness.assets import revision
 from harness.child import ONLINE, ColdChild, stage_environment
 from harness.failures import DEFECT, DISK_FULL, DONE, FULL, INTERRUPTED, MISTAKE, UserError, disk_full, write_row
 from harness.processes import kill_tree, memory_kills, resident_bytes, tree
@@ -52,6 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parse(sys.argv[1:] if argv is None else argv)
     supervisor = Supervisor(options)
     try:
+        supervisor.grace = _grace()
         return supervisor.run()
     except UserError as error:
         supervisor.say(str(error))
@@ -99,7 +101,7 @@ class Supervisor:
         self.options = options
         self.child: ColdChild | warm.WarmChild | None = None
         self.stopping: float | None = None  # when the first signal to stop came
-        self.grace = float(os.environ.get("TUNING_FORK_GRACE", 60))
+        self.grace = 0.0  # seconds
         suite = options.identity.get("suite")
         self.results = Path("results") / suite if suite else None
 
@@ -153,7 +155,11 @@ class Supervisor:
         if not self.options.record.is_file():
             self._restore_kept(key)
         with contextlib.suppress(ValueError, OSError):
-            if records.read(self.options.record).get("key") == key:
+            found = records.read(self.options.record)
+            if found.get("key") == key:
+                if old := _other_data(found):
+                    self.say(f"{self.options.record} is of other data ({old}): made anew")
+                    return False
                 self.say(f"{self.options.record} is there already, with the same key: taken as it is")
                 return True
         return False
@@ -357,6 +363,24 @@ class Supervisor:
         except OSError:
             return ""
         return "".join(f"\n    {each}" for each in text.rstrip().splitlines()[-lines:])
+
+
+def _grace() -> float:
+    """Seconds that a stage has to write a checkpoint. Raises UserError where the variable is no number."""
+    given = os.environ.get("TUNING_FORK_GRACE") or "60"
+    try:
+        return float(given)
+    except ValueError:
+        raise UserError(f"TUNING_FORK_GRACE={given}: it is a number of seconds, as 60") from None
+
+
+def _other_data(found: dict) -> str:
+    """What of a record's model and data is of another revision now, as "glue-sst2: mirror 1a2b, now mirror 3c4d"."""
+    changed = []
+    for name, then in (found.get("assets") or {}).items():
+        now = revision(name)
+        changed += [f"{name}: {then}, now {now}"] if now != then else []
+    return ", ".join(changed)
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from harness import record
-from harness.failures import UserError, guard
+from harness.failures import BadAnswer, UserError, guard
 from harness.suite import Training, load_suite, train_record
 
 INTERRUPTED = 75
@@ -40,6 +40,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"interrupted: {stop}. The same command goes on from there.", flush=True)
         return INTERRUPTED
     record.write(train_record(training), done)
+    shutil.rmtree(training.folder / "checkpoint", ignore_errors=True)  # last: until then a failure goes on from it
     return 0
 
 
@@ -81,7 +82,7 @@ def claim(training: Training, replace: bool) -> None:
 
 def start_record(training: Training, stage: str) -> dict:
     """What a record of this cell begins with."""
-    from harness.assets import revision
+    from harness.assets import revisions
     from harness.provenance import provenance
 
     return {
@@ -90,7 +91,7 @@ def start_record(training: Training, stage: str) -> dict:
         "reason": "",
         "key": training.key,
         "specification": training.trained_with(),
-        "assets": {name: revision(name) for name in training.suite.assets(training)},
+        "assets": revisions(training.suite.assets(training)),
         "provenance": provenance(training.protocol["threads"]),
     }
 
@@ -106,7 +107,8 @@ def run(training: Training) -> dict:
     setup = build(training, phases)
     trainer, folder = setup.trainer, training.folder
     saved = folder / "checkpoint" / "checkpoint.pt"
-    content = checkpoint.load_checkpoint(saved, trainer, training.mark)
+    mark = f"{training.mark} {record.text(start_record(training, training.stage)['assets'])}"
+    content = checkpoint.load_checkpoint(saved, trainer, mark)
     if content:
         phases.go_on_from(content["phases"])
         setup.tokens_probed = content["tokens_probed"]
@@ -122,7 +124,7 @@ def run(training: Training) -> dict:
             curve.flush(force=True)
             extra = {"phases": phases.so_far(), "curve": curve.position(), "instrument_seconds": curve.overhead}
             extra["tokens_probed"] = setup.tokens_probed
-            checkpoint.save_checkpoint(saved, trainer, training.mark, extra)
+            checkpoint.save_checkpoint(saved, trainer, mark, extra)
 
     status, reason = "ok", ""
     try:
@@ -139,14 +141,13 @@ def run(training: Training) -> dict:
         with phases("save"):
             checkpoint.save_delta(folder / "delta.safetensors", trainer, setup.base)
     curve.close()
-    shutil.rmtree(saved.parent, ignore_errors=True)
     return {
         **start_record(training, training.stage),
         "status": status,
         "reason": reason,
         "steps": trainer.state.step,
         **setup.facts(),
-        "facts": trainer.method.facts(trainer.model),
+        "facts": _facts(training, trainer),
         "phases": phases.record,
         "clocks": clocks(folder / "curves.jsonl"),
         "memory": {"rss_peak_bytes": rss_peak_bytes()},
@@ -160,6 +161,19 @@ def run(training: Training) -> dict:
             p.stem: record.file_entry(p) for p in (folder / "curves.jsonl", folder / "delta.safetensors") if p.exists()
         },
     }
+
+
+def _facts(training: Training, trainer) -> dict:
+    """The method's facts, which a record must be able to hold."""
+    facts = trainer.method.facts(trainer.model)
+    try:
+        record.text(facts)
+    except (TypeError, ValueError) as error:
+        raise BadAnswer(
+            f"method {training.method}: facts() gives what a record cannot hold ({error}); numbers, texts, lists and "
+            "dictionaries of them can stand there"
+        ) from None
+    return facts
 
 
 def _check_validation(state) -> None:

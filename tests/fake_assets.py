@@ -9,7 +9,7 @@ import types
 import zipfile
 from pathlib import Path
 
-from harness import assets, prepare, suite
+from harness import assets, cells, dag, prepare, suite
 
 ROWS = "".join(json.dumps({"text": f"row {i}", "label": i % 2}) + "\n" for i in range(6))
 RAW = ROWS.encode()
@@ -28,6 +28,8 @@ def make_world(tmp_path, monkeypatch):
     monkeypatch.setattr(assets, "LOCK_FILE", tmp_path / "revisions.lock.yaml")
     monkeypatch.setattr(suite, "catalogue", lambda: known)
     monkeypatch.setattr(prepare, "catalogue", lambda: known)
+    monkeypatch.setattr(dag, "catalogue", lambda: known)
+    monkeypatch.setattr(cells, "catalogue", lambda: known)
     return types.SimpleNamespace(root=tmp_path, dist=dist, cache=tmp_path / "cache", **known)
 
 

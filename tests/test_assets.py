@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from harness import assets, prepare, record, sources
+from harness import assets, dag, prepare, record, sources
 from harness.failures import DISK_FULL, MISTAKE, UserError, guard
 from tests.fake_assets import RAW, ROWS, build_wheel, make_world, mirror_data, sha, wheel_data
 
@@ -172,12 +172,28 @@ def test_mirror_wins_and_the_record_says_so(world, monkeypatch):
     assert str(world.root) not in json.dumps(made)
 
 
+def test_a_split_that_a_mirror_lacks_is_told(world, monkeypatch, capsys):
+    mirror_data(world, monkeypatch)
+    prepare.prepare("pairs")
+    assert "WITHOUT split test: its source has no such file" in capsys.readouterr().err
+
+
+def test_a_cache_that_cannot_be_written_is_said(world, monkeypatch, tmp_path):
+    mirror_data(world, monkeypatch)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TUNING_FORK_CACHE", str(tmp_path / "file"))
+    with pytest.raises(UserError, match="cannot be written .* Set TUNING_FORK_CACHE"):
+        prepare.prepare("pairs")
+
+
 def test_mirror_that_changes_or_goes_is_noticed(world, monkeypatch):
     folder = mirror_data(world, monkeypatch)
     first = prepare.prepare("pairs")
     assert prepare.prepare("pairs") == first
+    before = dag.asset_key("pairs")  # what tells Snakemake to prepare anew
+    assert dag.asset_key("pairs") == before
     (folder / "train.jsonl").write_text(ROWS + ROWS, encoding="utf-8")
-    assert prepare.prepare("pairs")["revision"] != first["revision"]
+    assert dag.asset_key("pairs") != before and prepare.prepare("pairs")["revision"] != first["revision"]
     monkeypatch.delenv("TUNING_FORK_MIRROR")
     with pytest.raises(assets.AssetMissing, match="HF_HUB_OFFLINE is set"):
         prepare.prepare("pairs")

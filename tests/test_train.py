@@ -6,6 +6,7 @@ import math
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ import yaml
 from harness import record, train
 from harness.cells import train_record
 from harness.contract import Method
+from harness.failures import BadAnswer
 from harness.suite import load_suite
 from tests.dag import SUITE
 
@@ -76,3 +78,22 @@ def test_weights_that_are_no_numbers_after_the_last_step_end_as_diverged(trainin
     assert content["status"] == "diverged"
     assert content["reason"] == "the validation loss is nan after step 4"
     assert "delta" not in content["files"]
+
+
+def test_a_checkpoint_that_cannot_be_read_is_left_and_the_training_begins_anew(training, capsys):
+    folder = training.folder / "checkpoint"
+    folder.mkdir(parents=True)
+    (folder / "checkpoint.pt").write_bytes(b"\0" * 100)  # a power cut
+    assert train.main(CELL) == 0
+    assert "cannot be read" in capsys.readouterr().out
+    assert record.read(train_record(training))["status"] == "ok" and not folder.exists()
+
+
+def test_facts_that_no_record_can_hold_are_told_and_the_work_stays(training, monkeypatch):
+    Path("mini.yaml").write_text(yaml.safe_dump({**SUITE, "limits": {"checkpoint_every": 1}}), encoding="utf-8")
+    monkeypatch.setattr(Method, "facts", lambda self, model: {"chosen": {1, 2}})
+    with pytest.raises(
+        BadAnswer, match=r"facts\(\) gives what a record cannot hold \(set does not belong in a record\)"
+    ):
+        train.main(CELL)
+    assert (training.folder / "checkpoint" / "checkpoint.pt").is_file()
