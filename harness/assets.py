@@ -201,6 +201,15 @@ def revisions(names: Iterable[str]) -> dict[str, str]:
     return {name: revision(name) for name in names}
 
 
+def other_data(found: dict) -> str:
+    """What of a record's model and data is of another revision now, as "glue-sst2: mirror 1a2b, now mirror 3c4d"."""
+    changed = []
+    for name, then in (found.get("assets") or {}).items():
+        now = revision(name)
+        changed += [f"{name}: {then}, now {now}"] if now != then else []
+    return ", ".join(changed)
+
+
 def revision(name: str) -> str:
     """For people: what version of the asset this is; of a hub asset that was never fetched, "unpinned"."""
     _, catalogue_entry = entry(name)

@@ -8,6 +8,8 @@ import signal
 import sys
 from pathlib import Path
 
+from harness.failures import UserError
+
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -111,3 +113,12 @@ def _resident_elsewhere(pids: list[int]) -> int:
 def has_gpu() -> bool:
     """Whether this machine has a GPU that torch could use, told without importing torch."""
     return any(os.path.exists(path) for path in ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd"))
+
+
+def grace() -> float:
+    """Seconds that a stage has to write a checkpoint. Raises UserError where the variable is no number."""
+    given = os.environ.get("TUNING_FORK_GRACE") or "60"
+    try:
+        return float(given)
+    except ValueError:
+        raise UserError(f"TUNING_FORK_GRACE={given}: it is a number of seconds, as 60") from None

@@ -23,10 +23,10 @@ from typing import BinaryIO
 
 from harness import progress, warm
 from harness import record as records
-from harness.assets import revision
+from harness.assets import other_data
 from harness.child import ONLINE, ColdChild, stage_environment
 from harness.failures import DEFECT, DISK_FULL, DONE, FULL, INTERRUPTED, MISTAKE, UserError, disk_full, write_row
-from harness.processes import kill_tree, memory_kills, resident_bytes, tree
+from harness.processes import grace, kill_tree, memory_kills, resident_bytes, tree
 
 STAGES = ("prepare", "tune", "train", "cost", "predict", "score")
 CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSYS, signal.SIGTRAP)
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parse(sys.argv[1:] if argv is None else argv)
     supervisor = Supervisor(options)
     try:
-        supervisor.grace = _grace()
+        supervisor.grace = grace()
         return supervisor.run()
     except UserError as error:
         supervisor.say(str(error))
@@ -157,7 +157,7 @@ class Supervisor:
         with contextlib.suppress(ValueError, OSError):
             found = records.read(self.options.record)
             if found.get("key") == key:
-                if old := _other_data(found):
+                if old := other_data(found):
                     self.say(f"{self.options.record} is of other data ({old}): made anew")
                     return False
                 self.say(f"{self.options.record} is there already, with the same key: taken as it is")
@@ -363,24 +363,6 @@ class Supervisor:
         except OSError:
             return ""
         return "".join(f"\n    {each}" for each in text.rstrip().splitlines()[-lines:])
-
-
-def _grace() -> float:
-    """Seconds that a stage has to write a checkpoint. Raises UserError where the variable is no number."""
-    given = os.environ.get("TUNING_FORK_GRACE") or "60"
-    try:
-        return float(given)
-    except ValueError:
-        raise UserError(f"TUNING_FORK_GRACE={given}: it is a number of seconds, as 60") from None
-
-
-def _other_data(found: dict) -> str:
-    """What of a record's model and data is of another revision now, as "glue-sst2: mirror 1a2b, now mirror 3c4d"."""
-    changed = []
-    for name, then in (found.get("assets") or {}).items():
-        now = revision(name)
-        changed += [f"{name}: {then}, now {now}"] if now != then else []
-    return ", ".join(changed)
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
