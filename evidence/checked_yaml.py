@@ -10,9 +10,8 @@ from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from evidence.cells import EvidenceError
+from harness.strict_yaml import read_yaml
 
 Check = Callable[[Any], str]
 
@@ -20,9 +19,9 @@ Check = Callable[[Any], str]
 def read_entries(path: Path, noun: str, check: Check) -> list[dict]:
     """The list's mappings, each fit by ``check`` and with an ``id`` of its own. Raises EvidenceError: file, entry, field."""
     try:
-        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise EvidenceError(f"{path}: not valid YAML: {error}") from None
+        entries = read_yaml(path)
+    except ValueError as error:
+        raise EvidenceError(str(error)) from None
     if not isinstance(entries, list) or not entries:
         raise EvidenceError(f"{path}: {unlike(f'a list of one {noun} or more', entries)}")
     seen: set[str] = set()

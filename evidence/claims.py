@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from evidence import checked_yaml as checked
+from evidence import plugin_names
 from evidence.cells import EvidenceError
 from evidence.claim_costs import COSTS, cost_findings, iteration_findings, size_findings
 from evidence.claim_curves import KINDS as CURVE_KINDS
@@ -37,6 +38,7 @@ from evidence.claim_curves import curve_findings
 from evidence.claim_scores import plateau_findings, score_findings
 from evidence.collected import Collected
 from evidence.learning_rates import not_chosen
+from evidence.names import FAMILIES
 from evidence.pools import Panel, panels
 from evidence.score_notes import left_out
 from evidence.score_table import names_of
@@ -104,7 +106,20 @@ def _wrong(claim: dict) -> str:
         {name: checks.get(name, lambda _: "") for name in sorted(names)}
         for names in (COMMON | KINDS[kind][0], KINDS[kind][1])
     )
-    return checked.fields(needed, optional)(claim)
+    return checked.fields(needed, optional)(claim) or _unknown(claim)
+
+
+def _unknown(claim: dict) -> str:
+    """A method or an eval that is nowhere in the project; a claim of it would never be compared."""
+    for wanted in [claim["method"], *claim.get("others", [])] if "method" in claim else []:
+        named = wanted["method"] if isinstance(wanted, dict) else wanted
+        allowed = plugin_names.methods() if isinstance(wanted, dict) else [*FAMILIES, *plugin_names.methods()]
+        if named not in allowed:
+            return plugin_names.unknown("method", named, allowed)
+    for name in claim.get("evals", []):
+        if not any(known.startswith(name) for known in plugin_names.evals()):
+            return plugin_names.unknown("eval", name, plugin_names.evals())
+    return ""
 
 
 def judge_claims(claims: list[dict], collected: Collected, found: list[Panel] | None = None) -> list[Judged]:

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import yaml
-
+from harness.assets import check_catalogue
 from harness.closure import code_hash
 from harness.plugins import ROOT, find_plugin
+from harness.strict_yaml import read_yaml
 
 if TYPE_CHECKING:
     from harness.suite import Suite
@@ -24,10 +24,10 @@ PREDICTING = ("precision", "eval_batch_size", "threads", "max_length", "streams"
 
 @functools.cache
 def catalogue() -> dict:
-    """config/catalogue.yaml: models and data by name."""
-    return yaml.load(
-        (ROOT / "config" / "catalogue.yaml").read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    )
+    """config/catalogue.yaml, checked against its schema: models and data by name."""
+    known = read_yaml(ROOT / "config" / "catalogue.yaml", "config/catalogue.yaml")
+    check_catalogue(known)
+    return known
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,7 @@ BOOKKEEPING = frozenset(
         "dag",
         "failures",
         "measure",
+        "plugin_source",
         "plugins",
         "prepare",
         "progress",
@@ -48,7 +49,9 @@ BOOKKEEPING = frozenset(
         "record",
         "rows",
         "sources",
+        "strict_yaml",
         "suite",
+        "suite_checks",
         "trials",
     }
     | {"supervise", "warm"}

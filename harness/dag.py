@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import re
@@ -16,12 +17,20 @@ from harness.sandbox import SandboxError, require
 from harness.sources import mirror_files
 from harness.suite import Suite, Training, catalogue, load_suite
 
+SETTINGS = ("suite", "code", "device_memory")
+"""What ``--config`` may set; ``device_memory`` is read by workflow/rules/plan.smk."""
+
 
 def suite(config: dict, cores: int | None) -> Suite:
     """The suite that ``--config suite=`` names (``quick``), checked; ends Snakemake with one clear message if it is wrong.
 
     ``--config code=pinned`` keeps finished runs whose code has changed since, and marks them stale in the tables.
     """
+    for key in config:
+        if key not in SETTINGS:
+            near = difflib.get_close_matches(str(key), SETTINGS, n=1, cutoff=0.5)
+            hint = f"Did you mean '{near[0]}'?" if near else f"There are {', '.join(SETTINGS)}."
+            sys.exit(f"--config {key}={config[key]}: there is no setting '{key}'. {hint}")
     code = config.get("code", os.environ.get("TUNING_FORK_CODE", "current"))
     if code not in ("current", "pinned"):
         sys.exit(

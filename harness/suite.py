@@ -14,15 +14,12 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
-import jsonschema
-import yaml
-
-from harness import record, trials
+from harness import record, suite_checks, trials
 from harness.cells import Training, catalogue, cost_record, predict_record, score_record, train_record
 from harness.failures import UserError
-from harness.plugins import ROOT, Plugin, as_number, check_fields, find_plugin, load_plugin
+from harness.plugins import ROOT, find_plugin, load_plugin
+from harness.strict_yaml import read_yaml
 
 __all__ = [
     "Suite",
@@ -66,13 +63,15 @@ class Suite:
     """A validated suite. ``trainings`` are its cells in the order in which they should run."""
 
     def __init__(self, name: str, path: Path, raw: dict):
+        suite_checks.check_schema(path, raw, suite_checks.schema())
         self.name, self.path, self.raw = name, path, raw
         self.pinned = os.environ.get("TUNING_FORK_CODE") == "pinned"
         self.description: str = raw.get("description", "")
         self.variants: dict[str, dict] = raw.get("variants", {})
         self.limits = {**LIMITS, **raw.get("limits", {})}
         self.results = Path("results") / name
-        self._check()
+        suite_checks.check_names(self, catalogue())
+        trials.check(self)
         self.tunings: dict[tuple[str, str, str], trials.Tuning] = {}
         self.trainings = self._expand()
         self.tunings.update(trials.tunings(self, self.trainings))
@@ -85,7 +84,7 @@ class Suite:
         evals: dict[tuple, list[str]] = {}
         for block in self.raw["grid"]:
             for corpus, model in itertools.product(block["corpora"], block["models"]):
-                scored = tuple(block.get("evals", find_plugin("corpora", corpus).names("evals")))  # []: trained only
+                scored = suite_checks.scored_evals(block, corpus)
                 cells = [(v, s) for s in block["seeds"] for v in block["variants"]]
                 baselines = [("untuned", 0)] if scored else []
                 if any("majority" in find_plugin("evals", e).methods for e in scored):
@@ -140,7 +139,7 @@ class Suite:
             values = {k: v for k, v in self.variants[training.variant].items() if k != "method"}
         facts = training.identity
         for rule in self.raw.get("overrides", []):
-            if all(facts[key] in (want if isinstance(want, list) else [want]) for key, want in rule["when"].items()):
+            if suite_checks.applies(rule["when"], facts):
                 for key, value in rule["set"].items():
                     where, _, name = key.partition(".")
                     if where == part:
@@ -156,97 +155,6 @@ class Suite:
         if not self.pinned or not path.is_file():
             return None
         return record.read(path).get("key")
-
-    # ---------------------------------------------------------------- checks
-
-    def _check(self) -> None:
-        schema = json.loads((ROOT / "workflow" / "schemas" / "suite.schema.json").read_text(encoding="utf-8"))
-        self._check_against(schema, self.raw, [])
-        for name, variant in self.variants.items():
-            if name in ("untuned", "majority"):
-                raise UserError(
-                    f"{self._where(['variants', name])}: '{name}' is the name of a baseline row, take another"
-                )
-            plugin = find_plugin("methods", variant["method"])
-            given = {k: v for k, v in variant.items() if k != "method"}
-            check_fields(plugin, given, self._where(["variants", name]))
-        for kind in ("corpora", "evals"):
-            for name, given in self.raw.get(kind, {}).items():
-                check_fields(find_plugin(kind, name), given, self._where([kind, name]))
-        self._check_grid()
-        self._check_step_times()
-        self._check_overrides(schema["properties"])
-        trials.check(self)
-
-    def _check_against(self, schema: dict, value: Any, place: list) -> None:
-        """Refuse a value that does not fit the schema; ``place`` is where in the suite it stands."""
-        errors = jsonschema.Draft202012Validator(schema).iter_errors(value)
-        for error in sorted(errors, key=lambda e: list(e.path)):
-            raise UserError(f"{self._where([*place, *error.path])}: {_explain(error)}")
-
-    def _check_grid(self) -> None:
-        for number, block in enumerate(self.raw["grid"]):
-            where = self._where(["grid", number])
-            for variant in block["variants"]:
-                _known(variant, self.variants, f"{where}: variant", "add it under `variants:`")
-            for model in block["models"]:
-                _known(model, catalogue()["models"], f"{where}: model", "add it to config/catalogue.yaml")
-            plugins: list[Plugin] = [find_plugin("corpora", name) for name in block["corpora"]]
-            scored = block.get("evals", [e for plugin in plugins for e in plugin.names("evals")])
-            for plugin in plugins:
-                for name in set(scored) & set(plugin.attributes.get("leaked") or {}):
-                    raise UserError(
-                        f"{where}: {plugin.name} is not to be scored on {name}: {plugin.attributes['leaked'][name]}. "
-                        "Give the block `evals:` without it, or another corpus."
-                    )
-            plugins += [find_plugin("evals", name) for name in scored]
-            for plugin in plugins:
-                for asset in plugin.names("assets"):
-                    _known(asset, catalogue()["data"], f"{plugin.name}: asset", "add it to config/catalogue.yaml")
-
-    def _check_step_times(self) -> None:
-        protocol = self.raw.get("protocol", {})
-        where = self._where(["protocol", "step_times"])
-        for variant in protocol.get("step_times", {}):
-            _known(variant, self.variants, f"{where}: variant", "add it under `variants:`")
-            if not protocol.get("steps"):
-                raise UserError(f"{where}: equal time is counted from `steps`: give their number")
-
-    def _check_overrides(self, schemas: dict) -> None:
-        """``schemas``: of the suite's keys. An override's value must fit as if it stood under that key."""
-        shared, fields = schemas["protocol"]["properties"], schemas["variants"]["additionalProperties"]["properties"]
-        for number, rule in enumerate(self.raw.get("overrides", [])):
-            where = self._where(["overrides", number])
-            for key, value in rule["set"].items():
-                part, _, name = key.partition(".")
-                if part == "protocol" and {"variant", "method", "seed"} & set(rule["when"]):
-                    raise UserError(
-                        f"{where}: '{key}' belongs to the protocol, which all methods of a suite share: it may depend on "
-                        "model and corpus only. Give another protocol another suite."
-                    )
-                if part == "protocol":
-                    _known(name, PROTOCOL, f"{where}: protocol field", "see harness/suite.py")
-                    self._check_against(shared[name], value, ["overrides", number, "set", key])
-                elif part == "variant":
-                    for method in self._reached(rule["when"]):
-                        check_fields(find_plugin("methods", method), {name: value}, where)
-                    self._check_against(fields.get(name, {}), value, ["overrides", number, "set", key])
-                else:
-                    raise UserError(f"{where}: '{key}' should begin with 'protocol.' or 'variant.'")
-
-    def _reached(self, when: dict) -> list[str]:
-        """Methods of the variants that an override is for."""
-
-        def fits(key: str, value: str) -> bool:
-            return key not in when or value in (when[key] if isinstance(when[key], list) else [when[key]])
-
-        reached = {v["method"] for n, v in self.variants.items() if fits("variant", n) and fits("method", v["method"])}
-        return sorted(reached)
-
-    def _where(self, path: Any) -> str:
-        """The suite's file and the place in it, with the line where YAML can tell."""
-        place = ".".join(str(part) for part in path)
-        return f"{self.path}" + (f": {place}" if place else "")
 
     # ---------------------------------------------------------------- what will be done
 
@@ -313,10 +221,7 @@ def load_suite(name: str) -> Suite:
             p.stem for p in (ROOT / "config").glob("*.yaml") if p.stem not in ("catalogue", "revisions.lock")
         )
         raise UserError(f"no suite '{name}': neither a file nor one of {', '.join(known)}")
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from None
+    raw = read_yaml(path)
     if not isinstance(raw, dict) or "suite" not in raw:
         raise UserError(f"{path}: a suite is a mapping that begins with `suite: NAME`")
     shown = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
@@ -328,30 +233,6 @@ def load_suite(name: str) -> Suite:
 
 def _scores(evaluation: str, variant: str) -> bool:
     return variant != "majority" or "majority" in find_plugin("evals", evaluation).methods
-
-
-def _known(name: str, names: Any, where: str, remedy: str) -> None:
-    if name not in names:
-        near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
-        raise UserError(
-            f"{where} '{name}' is not known. " + (f"Did you mean '{near[0]}'? " if near else "") + f"Or {remedy}."
-        )
-
-
-def _explain(error: jsonschema.ValidationError) -> str:
-    """A schema error in words."""
-    if list(error.path) == ["tuning", "trials"]:
-        return f"{error.message}. It is one number: every variant gets as many trials."
-    if error.validator == "additionalProperties":
-        allowed = list(error.schema.get("properties", {}))
-        extra = [key for key in error.instance if key not in allowed]
-        near = difflib.get_close_matches(extra[0], allowed, n=1, cutoff=0.5)
-        return f"unknown key '{extra[0]}'. " + (
-            f"Did you mean '{near[0]}'?" if near else f"Known: {', '.join(allowed)}."
-        )
-    if error.validator == "type" and isinstance(error.instance, str):
-        return f"{error.message}.{as_number(error.instance)}"
-    return error.message
 
 
 def main(argv: list[str] | None = None) -> int:

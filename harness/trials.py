@@ -137,11 +137,6 @@ def tunings(suite: Suite, trainings: list[Training]) -> dict[tuple[str, str, str
         reached = t.model in budget.get("models", [t.model]) and t.corpus in budget.get("corpora", [t.corpus])
         if t.trains and reached and cell not in found and (spaces := _searched(suite, cell)):
             found[cell] = Tuning(suite, *cell, spaces)
-            if not t.protocol["validation_examples"]:
-                raise UserError(
-                    f"{suite.path}: tuning: {'/'.join(cell)} has no validation examples to choose by: set "
-                    "protocol.validation_examples"
-                )
     return found
 
 

@@ -37,6 +37,7 @@ def read(request, tmp_path, monkeypatch):
         ("id: a", "expected a list of one .* or more, not {'id': 'a'}"),
         ("- a\n- b", "number 1: expected a mapping, not 'a'"),
         ("- {id: a", "not valid YAML: "),
+        ("- id: a\n  id: b", "line 2: the key 'id' stands twice"),
         ("- {id: a, kind: [above]}", r"a: kind is one of .*, not \['above'\]"),
     ],
 )

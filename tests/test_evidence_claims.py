@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from scipy import stats as scipy_stats
 
-from evidence import claims
+from evidence import claims, plugin_names
 from evidence.cells import EvidenceError
 from evidence.claim_costs import cost_findings, iteration_findings, size_findings
 from evidence.claim_scores import score_findings
@@ -21,6 +21,7 @@ from evidence.paired import paired_difference
 from evidence.pools import ItemValues, Panel, Pool
 from evidence.stats import Spread
 from evidence.verdicts import needed, variant_of
+from harness.plugins import available
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.normal(0, 10, (3, 400))
@@ -282,6 +283,29 @@ def test_a_wrong_claim_is_named(text, message, tmp_path):
     (tmp_path / "claims.yaml").write_text(text)
     with pytest.raises(EvidenceError, match=message):
         read_claims(tmp_path / "claims.yaml")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"method": "hybird"}, "there is no method 'hybird'. Did you mean 'hybrid'"),
+        ({"others": ["lora", "nosuch"]}, "there is no method 'nosuch'"),
+        ({"others": [{"method": "pissa"}]}, "there is no method 'pissa'"),  # a label: PEFT's bridge is the method
+        ({"evals": ["glue-ssst2"]}, "there is no eval 'glue-ssst2'. Did you mean 'glue-sst2'"),
+    ],
+)
+def test_a_claim_of_what_is_nowhere_in_the_project_is_refused(fields, message, tmp_path):
+    claim = {"id": "a", "claim": "c", "place": "p", "kind": "above", "method": "hybrid", "others": ["pissa", "lora"]}
+    path = tmp_path / "claims.yaml"
+    path.write_text(json.dumps([{**claim, "evals": ["glue", "gsm8k", "glue-mnli"]}]))
+    assert read_claims(path)
+    path.write_text(json.dumps([{**claim, **fields}]))
+    with pytest.raises(EvidenceError, match=f"claim a: {message}"):
+        read_claims(path)
+
+
+def test_names_of_plugins_are_the_harness_s():
+    assert list(plugin_names.methods()) == available("methods") and list(plugin_names.evals()) == available("evals")
 
 
 def test_the_page_says_whose_protocol_it_is_and_what_is_left_out():

@@ -105,11 +105,6 @@ def test_an_unfair_or_impossible_budget_is_refused(tmp_path, tuning, message):
         load(tmp_path, tuning=tuning)
 
 
-def test_without_validation_examples_there_is_nothing_to_choose_by(tmp_path):
-    with pytest.raises(UserError, match="full has no validation examples to choose by"):
-        load(tmp_path, protocol={**SUITE["protocol"], "validation_examples": 0})
-
-
 def test_a_hyperparameter_that_depends_on_the_seed_cannot_be_tuned(tmp_path):
     rule = {"when": {"seed": 1}, "set": {"variant.learning_rate": 0.1}}
     with pytest.raises(UserError, match="cannot depend on the seed in a suite that tunes"):
