@@ -1,0 +1,36 @@
+"""Notebooks of suites that lack what they compare: they say so, and run to their end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from fake_results import collected
+
+from evidence import collect, notebook
+from harness.plugins import ROOT
+
+
+def said(name: str, folder: Path) -> str:
+    """Everything that an executed notebook printed or showed as text."""
+    out = folder / f"{name}.ipynb"
+    notebook.execute(ROOT / "notebooks" / f"{name}.ipynb", folder / "collected", out)
+    outputs = [o for cell in json.loads(out.read_text())["cells"] for o in cell.get("outputs", [])]
+    return "".join("".join(o.get("text", "")) + "".join(o.get("data", {}).get("text/plain", "")) for o in outputs)
+
+
+def test_one_method_is_compared_with_none_and_the_notebook_says_so(tmp_path):
+    folder = collected(tmp_path / "fake", failures=False, corpora=("snippets",), variants={"lora": "lora"})
+    text = said("compare_two_methods", folder)
+    assert "has LoRA alone: there is nothing to compare" in text and "have both a cost" in text
+
+
+@pytest.mark.parametrize("spoilt", [{"status": "timeout"}, {"key": "key-of-old"}], ids=["failed", "stale"])
+def test_costs_of_neither_method_are_told_apart_from_no_costs(tmp_path, spoilt):
+    folder = collected(tmp_path / "fake", failures=False, corpora=("snippets",))
+    for path in folder.glob("cost/*/*/*/cost.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | spoilt))
+    collect.main(["--plan", str(folder / "plan.json"), "--out", str(folder / "collected")])
+    text = said("compare_two_methods", folder)
+    assert "On no model and corpus have both a cost" in text and "measures no costs" not in text
