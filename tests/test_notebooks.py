@@ -34,3 +34,17 @@ def test_costs_of_neither_method_are_told_apart_from_no_costs(tmp_path, spoilt):
     collect.main(["--plan", str(folder / "plan.json"), "--out", str(folder / "collected")])
     text = said("compare_two_methods", folder)
     assert "On no model and corpus have both a cost" in text and "measures no costs" not in text
+
+
+@pytest.mark.parametrize("name", ["compare_two_methods", "learning_curves"])
+def test_models_of_one_label_have_curves_of_their_own(tmp_path, name):
+    folder = collected(tmp_path / "fake", failures=False, corpora=("headlines",))
+    plan = json.loads((folder / "plan.json").read_text())
+    for cell in plan["cells"]:
+        cell["model_label"] = "Llama"
+    (folder / "plan.json").write_text(json.dumps(plan))
+    collect.main(["--plan", str(folder / "plan.json"), "--out", str(folder / "collected")])
+    said(name, folder)
+    cells = json.loads((folder / f"{name}.ipynb").read_text())["cells"]
+    pictures = [sum("image/png" in o.get("data", {}) for o in c["outputs"]) for c in cells if c["cell_type"] == "code"]
+    assert max(pictures) == 2 and (name != "learning_curves" or sum(pictures) == 6)
