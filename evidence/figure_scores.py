@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from evidence.labels import benchmarks
 from evidence.pools import Panel, Pool
 from evidence.score_notes import UNRESOLVED
 from evidence.score_table import metric_label
@@ -21,39 +22,39 @@ HOW = "Bars: 95 % intervals over items, seeds as they are. Small circles: single
 
 def score_pages(panels: Sequence[Panel], labels: dict[str, str], styles: dict[str, Style]) -> list[Figure]:
     """Pages of panels, one per (benchmark, metric, model). ``labels``: names of the models."""
-    drawn = []
+    drawn, called = [], benchmarks(panels)
     for panel in panels:
         models = {model for _, model in panel.pools}
-        drawn += [(panel, model) for model in labels if model in models]
+        drawn += [(panel, model, called[panel.corpus, panel.eval]) for model in labels if model in models]
     rows = [drawn[i : i + COLUMNS] for i in range(0, len(drawn), COLUMNS)]
     return [_page(rows[page], labels, styles) for page in pages([_height(row) for row in rows])]
 
 
-def _height(row: Sequence[tuple[Panel, str]]) -> float:
+def _height(row: Sequence[tuple[Panel, str, str]]) -> float:
     """Inches of a row of panels."""
-    methods = [sum(m == model and not pool.absent for (_, m), pool in panel.pools.items()) for panel, model in row]
+    methods = [sum(m == model and not pool.absent for (_, m), pool in panel.pools.items()) for panel, model, _ in row]
     return 1.0 + 0.2 * max(methods)
 
 
-def _page(rows: Sequence[Sequence[tuple[Panel, str]]], labels: dict[str, str], styles: dict[str, Style]) -> Figure:
+def _page(rows: Sequence[Sequence[tuple[Panel, str, str]]], labels: dict[str, str], styles: dict[str, Style]) -> Figure:
     import matplotlib.pyplot as plt
 
-    drawn, heights = [pair for row in rows for pair in row], [_height(row) for row in rows]
+    drawn, heights = [shown for row in rows for shown in row], [_height(row) for row in rows]
     size = (PAGE_WIDTH, sum(heights) + 0.25)
     figure, axes = plt.subplots(
         len(heights), COLUMNS, figsize=size, squeeze=False, height_ratios=heights, layout="constrained"
     )
     figure.get_layout_engine().set(h_pad=0.06, w_pad=0.08)
-    for axis, (panel, model) in zip(axes.flat, drawn, strict=False):
-        _draw(axis, panel, model, labels[model], styles)
+    for axis, (panel, model, benchmark) in zip(axes.flat, drawn, strict=False):
+        _draw(axis, panel, model, (benchmark, labels[model]), styles)
     for axis in axes.flat[len(drawn) :]:
         axis.set_axis_off()
     footer(figure, HOW)
     return figure
 
 
-def _draw(axis, panel: Panel, model: str, label: str, styles: dict[str, Style]) -> None:
-    """One panel: methods from top to bottom in the suite's order."""
+def _draw(axis, panel: Panel, model: str, names: tuple[str, str], styles: dict[str, Style]) -> None:
+    """One panel: methods from top to bottom in the suite's order. ``names``: the benchmark's and the model's."""
     shown = [variant for variant in styles if (pool := panel.pools.get((variant, model))) and not pool.absent]
     for place, variant in enumerate(shown):
         _row(axis, place, panel.pools[variant, model], styles[variant])
@@ -68,7 +69,7 @@ def _draw(axis, panel: Panel, model: str, label: str, styles: dict[str, Style]) 
     better = "lower" if panel.first("lower_is_better", False) else "higher"
     axis.set_xlabel(f"{metric_label(panel) or 'no score yet'} ({better} is better)")
     items = panel.range("n_items")
-    said = (panel.label, label, f"{items} items" if items else "", UNRESOLVED if panel.unresolved(model) else "")
+    said = (*names, f"{items} items" if items else "", UNRESOLVED if panel.unresolved(model) else "")
     lines = [textwrap.fill(text, TITLE_WIDTH) for text in said if text]
     axis.set_title("\n".join(lines), loc="left", linespacing=1.25)
     if panel.unresolved(model):

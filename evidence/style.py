@@ -107,6 +107,12 @@ def pages(heights: Sequence[float], most: float = PAGE_HEIGHT) -> list[slice]:
     return [*cuts, slice(start, len(heights))] if heights else []
 
 
+def grid_pages(panels: Sequence, across: int, height: float) -> list[Sequence]:
+    """Panels of one height, ``across`` of them side by side, by page."""
+    rows = -(-len(panels) // across)
+    return [panels[page.start * across : page.stop * across] for page in pages([height] * rows)]
+
+
 def legend_columns(labels: Sequence[str]) -> int:
     """How many entries of a legend with line samples fit side by side on a page."""
     return max(1, min(6, len(labels), int(PAGE_WIDTH / (0.6 + 0.068 * max(map(len, labels), default=1)))))
