@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from evidence.expected_best import expected_best
 from evidence.names import LOSS_UNITS
-from evidence.style import PAGE_WIDTH, Style, footer, legend_columns, panel_title
+from evidence.style import PAGE_WIDTH, Style, footer, grid_pages, legend_columns, panel_title
 from evidence.trials import Tried, tried
 
 if TYPE_CHECKING:
@@ -22,12 +23,12 @@ HOW = (
 
 
 def best_pages(trials: pd.DataFrame, styles: dict[str, Style]) -> list[Figure]:
-    """One page, or none where the suite does not tune."""
+    """Pages of panels, none where the suite does not tune."""
     panels: dict[tuple[str, str], list[Tried]] = {}
     for search in tried(trials):
         if counted(search):
             panels.setdefault(search.cell[:2], []).append(search)
-    return [_page(panels, styles)] if panels else []
+    return [_page(page, styles) for page in grid_pages(list(panels.values()), ACROSS, PANEL_HEIGHT)]
 
 
 def counted(search: Tried) -> list[float]:
@@ -37,7 +38,7 @@ def counted(search: Tried) -> list[float]:
     return [] if None in losses else losses
 
 
-def _page(panels: dict[tuple[str, str], list[Tried]], styles: dict[str, Style]) -> Figure:
+def _page(panels: Sequence[list[Tried]], styles: dict[str, Style]) -> Figure:
     import matplotlib.pyplot as plt
 
     across = min(ACROSS, len(panels))
@@ -47,7 +48,7 @@ def _page(panels: dict[tuple[str, str], list[Tried]], styles: dict[str, Style]) 
     drawn: dict[str, object] = {}
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
-    for axis, group in zip(axes.flat, panels.values(), strict=False):
+    for axis, group in zip(axes.flat, panels, strict=False):
         panel_title(axis, group[0].identity["model_label"], group[0].identity["corpus_label"])
         for search in group:
             drawn.setdefault(styles[search.cell[2]].label, _draw(axis, search, styles[search.cell[2]]))
@@ -57,7 +58,7 @@ def _page(panels: dict[tuple[str, str], list[Tried]], styles: dict[str, Style]) 
     figure.legend(
         drawn.values(), drawn.keys(), loc="outside upper center", ncols=legend_columns(list(drawn)), handlelength=2.6
     )
-    first = next(iter(panels.values()))[0]
+    first = panels[0][0]
     footer(figure, HOW.format(len(first.trials), len(first.seeds), "s" if len(first.seeds) > 1 else ""))
     return figure
 

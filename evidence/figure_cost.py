@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from evidence.row_marks import cost_mark_notes, mark
-from evidence.style import MEMORY_KINDS, PAGE_WIDTH, Style, footer, heading, pages
+from evidence.style import MEMORY_KINDS, PAGE_WIDTH, Style, footer, heading, pages, row_scale, tick_names
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,7 +32,11 @@ def cost_pages(costs: pd.DataFrame, styles: dict[str, Style]) -> list[Figure]:
 
 
 def _height(rows: pd.DataFrame) -> float:
-    return 0.55 + 0.21 * len(rows)  # inches
+    return 0.55 + 0.21 * len(rows) * row_scale(_names(rows))  # inches
+
+
+def _names(rows: pd.DataFrame) -> list[str]:
+    return tick_names([row["variant_label"] + mark(row) for _, row in rows.iterrows()])
 
 
 def _page(groups: Sequence[pd.DataFrame], styles: dict[str, Style]) -> Figure:
@@ -56,7 +60,7 @@ def _page(groups: Sequence[pd.DataFrame], styles: dict[str, Style]) -> Figure:
         _split(row[1], rows)
         _resident(row[2], rows, styles)
         title = f"{rows['model_label'].iloc[0]}, {rows['corpus_label'].iloc[0]}"
-        heading(row, title)
+        heading(row, title, _names(rows))
     _legend(figure)
     footer(figure, "\n".join([HOW, *cost_mark_notes(pd.concat(groups))]))
     return figure
@@ -130,8 +134,7 @@ def _resident(axis, rows: pd.DataFrame, styles: dict[str, Style]) -> None:
 
 def _finish(axis, rows: pd.DataFrame, label: str, named: bool = True) -> None:
     """Names on the left, the first method on top, room for the numbers at the bars' ends."""
-    names = [row["variant_label"] + mark(row) for _, row in rows.iterrows()]
-    axis.set_yticks(range(len(rows)), names if named else [""] * len(rows))
+    axis.set_yticks(range(len(rows)), _names(rows) if named else [""] * len(rows))
     axis.set_ylim(len(rows) - 0.45, -0.55)
     axis.set_xlim(0, axis.dataLim.xmax * 1.22 if axis.dataLim.xmax > 0 else 1)
     axis.set_xlabel(label)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from evidence.overview import MIB, Method, Overview
-from evidence.style import PAGE_WIDTH, Style, footer, heading, pages
+from evidence.style import PAGE_WIDTH, Style, footer, heading, pages, row_scale, tick_names
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,21 +26,26 @@ HOW = (
 def pareto_pages(made: Sequence[Overview], styles: dict[str, Style]) -> list[Figure]:
     """Models with two placed methods or more."""
     shown = [one for one in made if len(_placed(one)) > 1]
-    return [_page(shown[page], styles) for page in pages([_height(one) for one in shown])]
+    return [_page(shown[page], styles) for page in pages([_height(one, styles) for one in shown])]
 
 
 def _placed(one: Overview) -> dict[str, Method]:
     return {variant: method for variant, method in one.methods.items() if method.front is not None}
 
 
-def _height(one: Overview) -> float:
-    return max(2.6, 0.7 + 0.17 * len(_placed(one)))  # inches
+def _names(one: Overview, styles: dict[str, Style]) -> list[str]:
+    return tick_names([styles[variant].label for variant in _placed(one)])
+
+
+def _height(one: Overview, styles: dict[str, Style]) -> float:
+    names = _names(one, styles)
+    return max(2.6, 0.7 + 0.17 * len(names) * row_scale(names))  # inches
 
 
 def _page(made: Sequence[Overview], styles: dict[str, Style]) -> Figure:
     import matplotlib.pyplot as plt
 
-    heights = [_height(one) for one in made]
+    heights = [_height(one, styles) for one in made]
     figure, axes = plt.subplots(
         len(made),
         3,
@@ -62,7 +67,7 @@ def _page(made: Sequence[Overview], styles: dict[str, Style]) -> Figure:
         memory.set_xlabel("live tensors at their peak, MiB")
         for axis in (time, memory):
             axis.locator_params(axis="x", nbins=4)
-        _finish(chance, [styles[variant].label for variant in _placed(one)])
+        _finish(chance, _names(one, styles))
         count = len(one.benchmarks)
         heading([time, memory, chance], f"{one.label}, {count} benchmark{'s' * (count > 1)}")
     thin = any(method.items_only for one in made for method in _placed(one).values())

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from evidence.labels import benchmarks
 from evidence.learning_rates import Search, settings
 from evidence.names import FAMILIES
 from evidence.pools import Panel, Pool
 from evidence.score_table import metric_label
-from evidence.style import GREY, PAGE_WIDTH, Style, footer, legend_columns, panel_title
+from evidence.style import GREY, PAGE_WIDTH, Style, footer, grid_pages, legend_columns, panel_title
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,16 +30,17 @@ HOW = (
 
 
 def plateau_pages(runs: pd.DataFrame, panels: Sequence[Panel], styles: dict[str, Style]) -> list[Figure]:
-    """One page, a panel per benchmark and model; none where no method has several sizes."""
-    drawn = []
+    """Pages with a panel per benchmark and model; none where no method has several sizes."""
+    drawn, called = [], benchmarks(panels)
     for panel in panels:
         if panel.facts.loc[panel.facts["metric"] == panel.metric, "headline"].all():
             for model in dict.fromkeys(m for _, m in panel.pools):
                 here = [s for s in settings(runs) if (s.model, s.corpus) == (model, panel.corpus)]
                 lines = ladders(here)
                 if lines:
-                    drawn.append((panel, model, lines, [s for s in here if s.method == "full"]))
-    return [_page(drawn, styles)] if drawn else []
+                    full = [search for search in here if search.method == "full"]
+                    drawn.append((panel, called[panel.corpus, panel.eval], model, lines, full))
+    return [_page(page, styles) for page in grid_pages(drawn, ACROSS, PANEL_HEIGHT)]
 
 
 def ladders(found: Sequence[Search]) -> dict[str, list[Search]]:
@@ -59,7 +61,7 @@ def _page(drawn: Sequence[tuple], styles: dict[str, Style]) -> Figure:
     handles: dict[str, object] = {}
     for axis in axes.flat[len(drawn) :]:
         axis.set_axis_off()
-    for axis, (panel, model, lines, full) in zip(axes.flat, drawn, strict=False):
+    for axis, (panel, benchmark, model, lines, full) in zip(axes.flat, drawn, strict=False):
         for method, ladder in lines.items():
             handles.setdefault(FAMILIES.get(method, method), _line(axis, panel, model, ladder, styles))
         for search in full:
@@ -69,7 +71,7 @@ def _page(drawn: Sequence[tuple], styles: dict[str, Style]) -> Figure:
         axis.set_xscale("log")
         axis.set_xlabel("trained parameters")
         axis.set_ylabel(metric_label(panel))
-        panel_title(axis, lines[next(iter(lines))][0].model_label, panel.label)
+        panel_title(axis, lines[next(iter(lines))][0].model_label, benchmark)
     figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=legend_columns(list(handles)))
     footer(figure, HOW)
     return figure

@@ -8,11 +8,12 @@ did harm.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from evidence.learning_rates import Search, searches, tuned_searches
 from evidence.names import LOSS_UNITS, label_of
-from evidence.style import PAGE_WIDTH, Style, footer, legend_columns, panel_title
+from evidence.style import PAGE_WIDTH, Style, footer, grid_pages, legend_columns, panel_title
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,15 +35,15 @@ HOW = (
 
 
 def rate_pages(runs: pd.DataFrame, trials: pd.DataFrame, styles: dict[str, Style]) -> list[Figure]:
-    """One page, or none where the suite searched no rates. A suite that tunes shows its trials."""
+    """Pages of Fig. 4, none where the suite searched no rates. A suite that tunes shows its trials."""
     found = tuned_searches(trials) or searches(runs)
     panels: dict[tuple[str, str], list[Search]] = {}
     for search in found:
         panels.setdefault((search.model, search.corpus), []).append(search)
-    return [_page(panels, runs, styles)] if panels else []
+    return [_page(page, runs, styles) for page in grid_pages(list(panels.values()), ACROSS, PANEL_HEIGHT)]
 
 
-def _page(panels: dict[tuple[str, str], list[Search]], runs: pd.DataFrame, styles: dict[str, Style]) -> Figure:
+def _page(panels: Sequence[list[Search]], runs: pd.DataFrame, styles: dict[str, Style]) -> Figure:
     import matplotlib.pyplot as plt
 
     across = min(ACROSS, len(panels))
@@ -53,9 +54,9 @@ def _page(panels: dict[tuple[str, str], list[Search]], runs: pd.DataFrame, style
     cut = False
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
-    for axis, ((model, corpus), group) in zip(axes.flat, panels.items(), strict=False):
+    for axis, group in zip(axes.flat, panels, strict=False):
         panel_title(axis, group[0].model_label, group[0].corpus_label)
-        here = runs[(runs["model"] == model) & (runs["corpus"] == corpus)]
+        here = runs[(runs["model"] == group[0].model) & (runs["corpus"] == group[0].corpus)]
         before = here["validation_first"].dropna()
         for search in group:
             drawn.setdefault(_label(search), _draw(axis, search, styles[search.variant]))
@@ -66,7 +67,7 @@ def _page(panels: dict[tuple[str, str], list[Search]], runs: pd.DataFrame, style
     figure.legend(
         drawn.values(), drawn.keys(), loc="outside upper center", ncols=legend_columns(list(drawn)), handlelength=2.6
     )
-    found = [search for group in panels.values() for search in group]
+    found = [search for group in panels for search in group]
     footer(figure, _how(found) + (ABOVE.format(_of_seeds(found)) if cut else ""))
     return figure
 
@@ -140,8 +141,11 @@ def _finish(axis, group: list[Search], before: float | None) -> None:
     if before:
         high = min(high, 1.15 * before) if low < 1.15 * before else high
         low = min(low, before)
-    margin = (high / low) ** 0.06
-    axis.set_ylim(low / margin, high * margin)
+    if low > 0:
+        margin = (high / low) ** 0.06
+        axis.set_ylim(low / margin, high * margin)
+    elif high > low:  # a loss of 0 has no place on a logarithmic axis
+        axis.set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low))
     if high > 3 * low > 0:
         axis.set_yscale("log")
         axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))

@@ -18,6 +18,7 @@ from typing import Any
 from evidence import audit, claims
 from evidence.cells import EvidenceError
 from evidence.collected import Collected
+from evidence.labels import Labelled
 from evidence.pools import Panel, panels
 from evidence.report_figures import SIDES, curves, differences, quality
 from evidence.report_findings import findings
@@ -38,6 +39,7 @@ def build(collected: Collected, results: Path, out: Path, paper: str = "") -> Pa
     """Write the report into the folder ``out`` and return its index. ``results`` is the suite's own folder."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+    collected = Labelled(collected.folder)
     pages = Environment(loader=FileSystemLoader(PARTS), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     pages.filters |= {"seconds": _seconds, "mebibytes": _mebibytes, "json": _script}
     pages.globals |= {"difference_text": difference_text, "told_apart": told_apart, "suite": collected.suite}

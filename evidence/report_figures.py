@@ -31,7 +31,7 @@ def quality(scores: Sequence[ScoreRow], costs: Sequence[CostRow], look: dict[str
     by_place = {(row.model, row.corpus, row.variant): row for row in costs if row.status == "ok" and not row.why}
     elsewhere = {(row.model, row.variant): row for row in by_place.values()}
     figures = []
-    for (benchmark, model), rows in _groups(scores).items():
+    for rows in _groups(scores):
         pairs = [(r, by_place.get((r.model, r.corpus, r.variant)) or elsewhere.get((r.model, r.variant))) for r in rows]
         pairs = [(row, cost) for row, cost in pairs if cost and row.mean is not None]
         if len(pairs) < 2:
@@ -44,14 +44,14 @@ def quality(scores: Sequence[ScoreRow], costs: Sequence[CostRow], look: dict[str
             for row, cost in pairs:
                 if value := getattr(cost, what):
                     figure.add_trace(_dot(row, value / unit, look[row.variant]))
-            figures.append(_described(f"{benchmark}, {model}: against {against}", figure))
+            figures.append(_described(f"{rows[0].benchmark}, {rows[0].model_label}: against {against}", figure))
     return figures
 
 
 def differences(scores: Sequence[ScoreRow], look: dict[str, Style]) -> list[dict]:
     """A forest of differences to the reference, with their intervals, of one benchmark and model each."""
     figures = []
-    for (benchmark, model), rows in _groups(scores).items():
+    for rows in _groups(scores):
         rows = [row for row in rows if row.difference]
         if not rows:
             continue
@@ -67,16 +67,14 @@ def differences(scores: Sequence[ScoreRow], look: dict[str, Style]) -> list[dict
                                marker=_marker(look[row.variant]), hovertemplate=text + "<extra></extra>")  # fmt: skip
         figure.add_vline(x=0, line_width=1, line_color="#888888")
         figure.update_layout(showlegend=False, height=134 + 28 * len(rows))
-        figures.append(_described(f"{benchmark}, {model}", figure))
+        figures.append(_described(f"{rows[0].benchmark}, {rows[0].model_label}", figure))
     return figures
 
 
 def curves(frame: pd.DataFrame, look: dict[str, Style]) -> list[dict]:
     """Loss, validation loss and gradient norm over the steps, a line a seed; one figure per model, corpus and side."""
     figures = []
-    for (model, corpus, name), rows in frame.groupby(
-        ["model_label", "corpus_label", "name"], sort=False, observed=True
-    ):
+    for (_, _, name), rows in frame.groupby(["model", "corpus", "name"], sort=False, observed=True):
         if name not in SIDES:
             continue
         figure, seen = _empty("optimizer step", SIDES[name]), set()
@@ -94,7 +92,8 @@ def curves(frame: pd.DataFrame, look: dict[str, Style]) -> list[dict]:
             seen.add(variant)
         if name == "gradient_norm":
             figure.update_yaxes(type="log")
-        figures.append(_described(f"{model}, {corpus}: {SIDES[name]}", figure))
+        place = rows.iloc[0]
+        figures.append(_described(f"{place['model_label']}, {place['corpus_label']}: {SIDES[name]}", figure))
     return figures
 
 
@@ -111,11 +110,12 @@ def _joined(*frames: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(frames)
 
 
-def _groups(scores: Sequence[ScoreRow]) -> dict[tuple[str, str], list[ScoreRow]]:
-    groups: dict[tuple[str, str], list[ScoreRow]] = {}
+def _groups(scores: Sequence[ScoreRow]) -> list[list[ScoreRow]]:
+    """The rows of each benchmark and model."""
+    groups: dict[tuple[str, str, str], list[ScoreRow]] = {}
     for row in scores:
-        groups.setdefault((row.benchmark, row.model_label), []).append(row)
-    return groups
+        groups.setdefault((row.corpus, row.eval, row.model), []).append(row)
+    return list(groups.values())
 
 
 def _dot(row: ScoreRow, x: float, style: Style) -> Any:

@@ -75,13 +75,15 @@ def how_sure(scores: Sequence[ScoreRow]) -> str:
     compared = [row for row in scores if row.difference and row.difference["error"]]
     if not compared:
         return "No method shares seeds and items with another, so no difference has an interval."
-    reference = _reference(compared)
+    reference = _reference(compared, scores)
     held = [row for row in compared if told_apart(row)]
     if held:
         clearest = max(held, key=lambda row: abs(row.difference["difference"]) / row.difference["error"])
+        better = (clearest.difference["difference"] > 0) != clearest.lower_is_better
         return (
             f"{len(held)} of {_count(len(compared), 'difference')} to {reference} hold over seeds and items (Holm, 0.05); the "
-            f"clearest: {clearest.method}, {difference_text(clearest)} on {clearest.benchmark}, {clearest.model_label}."
+            f"clearest: {clearest.method} is {'better' if better else 'worse'}, {difference_text(clearest)} on "
+            f"{clearest.benchmark}, {clearest.model_label}{' (lower is better)' if clearest.lower_is_better else ''}."
         )
     if all(row.difference["covers"] == "items only" for row in compared):
         return (
@@ -92,20 +94,22 @@ def how_sure(scores: Sequence[ScoreRow]) -> str:
 
 
 def what_it_costs(costs: Sequence[CostRow]) -> str:
-    """Fastest training and least memory against full fine-tuning, medians over models and corpora."""
+    """Fastest training and least memory against full fine-tuning, the suite's first, medians over models and corpora."""
     fine = [row for row in costs if row.status == "ok" and not row.why and row.whole]
     if not fine:
         return "Time and memory were not measured in this suite (stage cost)."
+    base = next((row for row in fine if row.plugin == "full"), None)
+    fulls = {(row.model, row.corpus): row for row in fine if base and row.variant == base.variant}
     ratios: dict[str, list[tuple[float, float | None]]] = {}
     for row in fine:
-        full = next((f for f in fine if (f.model, f.corpus) == (row.model, row.corpus) and f.variant == "full"), None)
+        full = fulls.get((row.model, row.corpus))
         if full and row is not full:
             memory = row.peak / full.peak if row.peak and full.peak else None
             ratios.setdefault(row.method, []).append((row.whole / full.whole, memory))
     if not ratios:
         quick = min(fine, key=lambda row: row.whole)
-        fastest = f"{quick.method}'s, {quick.whole:.3g} s on {quick.model_label}"
-        return f"The fastest training is {fastest}; full fine-tuning was not measured."
+        beside = "no other method was measured beside full fine-tuning" if base else "full fine-tuning was not measured"
+        return f"The fastest training is {quick.method}'s, {quick.whole:.3g} s on {quick.model_label}; {beside}."
     times = {method: median(t for t, _ in found) for method, found in ratios.items()}
     sizes = {m: median(s) for m, found in ratios.items() if (s := [size for _, size in found if size])}
     quick = min(times, key=lambda method: times[method])
@@ -120,7 +124,8 @@ def what_it_costs(costs: Sequence[CostRow]) -> str:
             else f", and needs the least memory, {sizes[quick]:.2f} of its live tensors"
         )
     settings = len({(row.model, row.corpus) for row in fine})
-    return text + f" (median over {_count(settings, 'model and corpus', 'models and corpora')})."
+    which = f"; full fine-tuning is variant {base.variant}" if _siblings(base, costs) else ""
+    return text + f" (median over {_count(settings, 'model and corpus', 'models and corpora')}{which})."
 
 
 def what_stays_open(scores: Sequence[ScoreRow]) -> str:
@@ -187,10 +192,15 @@ def _pace(costs: Sequence[CostRow], method: str) -> float | None:
     return median(found) if found else None
 
 
-def _reference(rows: Sequence[ScoreRow]) -> str:
-    from evidence.names import label_of
+def _reference(compared: Sequence[ScoreRow], scores: Sequence[ScoreRow]) -> str:
+    """The reference's label; the suite's name for it, too, where it is one of several variants of its method."""
+    row = next(row for row in scores if row.variant == compared[0].difference["reference"])
+    return f"{row.method} (variant {row.variant})" if _siblings(row, scores) else row.method
 
-    return label_of(rows[0].difference["reference"])
+
+def _siblings(row: ScoreRow | CostRow, rows: Sequence[ScoreRow] | Sequence[CostRow]) -> bool:
+    """Are there other variants of the same method?"""
+    return any(other.plugin == row.plugin and other.variant != row.variant for other in rows)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from evidence.cells import BASELINES
 from evidence.difference_table import difference_table
+from evidence.labels import benchmarks
 from evidence.pools import Panel, Pool, Run, panels
 from evidence.row_marks import clean
 from evidence.score_table import average, decimals, describe, metric_label, names_of
@@ -34,7 +35,8 @@ class RunText:
 
 @dataclass
 class ScoreRow:
-    """One method on one model and benchmark. ``difference`` is that to the reference, where there is one."""
+    """One method on one model and benchmark. ``method`` is the variant's label, ``plugin`` the file in ``methods`` that it sets
+    up; ``difference`` is that to the reference, where there is one."""
 
     corpus: str
     eval: str
@@ -46,6 +48,7 @@ class ScoreRow:
     model_label: str
     variant: str
     method: str
+    plugin: str
     baseline: bool
     href: str
     mean: float | None
@@ -65,7 +68,7 @@ class ScoreRow:
 
 def page_of(model: str, corpus: str, variant: str, part: str = "") -> str:
     """The page of a training's seeds, from the report's folder; ``part`` of it, such as its cost."""
-    page = f"trainings/{'--'.join(re.sub(r'[^A-Za-z0-9.]+', '-', name) for name in (model, corpus, variant))}.html"
+    page = f"trainings/{'--'.join(re.sub(r'[^A-Za-z0-9._]+', '-', name) for name in (model, corpus, variant))}.html"
     return f"{page}#{part}" if part else page
 
 
@@ -73,6 +76,7 @@ def score_rows(collected: Collected, found: list[Panel] | None = None) -> list[S
     """Rows in the order of the suite: benchmarks, models, methods. ``found``: headline panels, where they are made already."""
     names, rows = names_of(collected), []
     found = panels(collected, reference=False) if found is None else found
+    called = benchmarks(found)
     table = difference_table(collected, "", found)
     keys = ("corpus", "eval", "metric", "model", "variant")
     differences = {tuple(r[key] for key in keys): r for r in (table.records if table else [])}
@@ -83,13 +87,13 @@ def score_rows(collected: Collected, found: list[Panel] | None = None) -> list[S
             placed = panel_tiers(panel, model)
             pools = [(v, pool) for (v, m), pool in panel.pools.items() if m == model and not pool.absent]
             for variant, pool in sorted(pools, key=lambda pair: order.get(pair[0], len(order))):
-                row = _row(panel, pool, model, variant, names, placed)
+                row = _row(panel, called[panel.corpus, panel.eval], pool, model, variant, names, placed)
                 row.difference = differences.get((panel.corpus, panel.eval, panel.metric, model, variant))
                 rows.append(row)
     return rows
 
 
-def _row(panel: Panel, pool: Pool, model: str, variant: str, names: dict, placed: Tiers) -> ScoreRow:
+def _row(panel: Panel, benchmark: str, pool: Pool, model: str, variant: str, names: dict, placed: Tiers) -> ScoreRow:
     digits = decimals(panel)
     unresolved = panel.unresolved(model)
     marks = [f"seed {run.seed}: {run.why}" for run in (_run(r, digits) for r in pool.runs) if run.why]
@@ -100,7 +104,7 @@ def _row(panel: Panel, pool: Pool, model: str, variant: str, names: dict, placed
     return ScoreRow(
         corpus=panel.corpus,
         eval=panel.eval,
-        benchmark=panel.label,
+        benchmark=benchmark,
         about=describe(panel)[1:],
         metric=metric_label(panel) if panel.metric else "",
         lower_is_better=bool(panel.first("lower_is_better", False)),
@@ -108,6 +112,7 @@ def _row(panel: Panel, pool: Pool, model: str, variant: str, names: dict, placed
         model_label=names[model],
         variant=variant,
         method=names[variant],
+        plugin=str(panel.facts.loc[panel.facts["variant"] == variant, "method"].iloc[0]),
         baseline=variant in BASELINES,
         href=page_of(model, panel.corpus, variant),
         mean=pool.spread.mean if pool.used else None,
@@ -163,6 +168,7 @@ class CostRow:
     corpus_label: str
     variant: str
     method: str
+    plugin: str
     href: str
     status: str
     why: str
@@ -219,6 +225,7 @@ def _cost(entry: dict, model: str, corpus: str, full: float | None) -> CostRow:
         corpus_label=entry["corpus_label"],
         variant=entry["variant"],
         method=entry["variant_label"],
+        plugin=entry["method"],
         href=page_of(model, corpus, entry["variant"], "cost"),
         status=entry["status"],
         why=why,

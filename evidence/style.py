@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PAGE_WIDTH, PAGE_HEIGHT = 7.2, 8.8  # inches, of a page in two columns; the height leaves room for a caption
+TICK_WIDTH, LEAST_WIDTH = 26, 12  # characters of a tick label's line; of any line at least
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 YELLOW, BLUE, VERMILION, PURPLE, GREY = "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#7F7F7F"
 BROWN = "#7A4A2A"  # no colour of Okabe and Ito's: the eighth that readers of any sight tell from the others on white
@@ -107,14 +108,53 @@ def pages(heights: Sequence[float], most: float = PAGE_HEIGHT) -> list[slice]:
     return [*cuts, slice(start, len(heights))] if heights else []
 
 
+def grid_pages(panels: Sequence, across: int, height: float) -> list[Sequence]:
+    """Panels of one height, ``across`` of them side by side, by page."""
+    rows = -(-len(panels) // across)
+    return [panels[page.start * across : page.stop * across] for page in pages([height] * rows)]
+
+
+def tick_names(names: Sequence[str]) -> list[str]:
+    """Names beside an axis, long ones on several lines: they would take the panel's width, or leave the page."""
+    return ["\n".join(textwrap.wrap(name, TICK_WIDTH)) for name in names]
+
+
+def row_scale(names: Sequence[str]) -> float:
+    """By how much rows must be higher than those of one line for these tick labels."""
+    return max(1.0, 0.75 * max((name.count("\n") + 1 for name in names), default=1))
+
+
+def width(text: str, size: float, weight: str = "normal") -> float:
+    """Inches that a line takes at ``size`` points."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import TextPath
+
+    return TextPath((0, 0), text, size, FontProperties(weight=weight)).get_extents().width / 72 if text.strip() else 0.0
+
+
+def beside(names: Sequence[str]) -> float:
+    """Inches that these tick labels take on the left of a panel."""
+    return max((width(line, 7.5) for name in names for line in name.split("\n")), default=0.0)
+
+
+def wrapped(text: str, inches: float, size: float, most: int, weight: str = "normal") -> list[str]:
+    """The text on lines of at most ``most`` characters and about ``inches``."""
+    lines = textwrap.wrap(text, most)
+    while most > LEAST_WIDTH and any(width(line, size, weight) > inches for line in lines):
+        most -= 1
+        lines = textwrap.wrap(text, most)
+    return lines
+
+
 def legend_columns(labels: Sequence[str]) -> int:
     """How many entries of a legend with line samples fit side by side on a page."""
     return max(1, min(6, len(labels), int(PAGE_WIDTH / (0.6 + 0.068 * max(map(len, labels), default=1)))))
 
 
-def heading(row: Sequence[Axes], text: str) -> None:
-    """A title over a whole row of panels, however long: the blank title keeps its height free, and no width."""
-    lines = textwrap.wrap(text, 84)  # characters across the page
+def heading(row: Sequence[Axes], text: str, names: Sequence[str] = ()) -> None:
+    """A title over a whole row of panels, however long: the blank title keeps its height free, and no width. ``names`` stand on
+    the left of the first one."""
+    lines = wrapped(text, PAGE_WIDTH - 0.25 - beside(names), 8.5, 84, "bold")
     row[0].set_title("\n".join(" " * len(lines)), fontweight="bold")
     place = {"xycoords": "axes fraction", "textcoords": "offset points", "fontweight": "bold", "fontsize": 8.5}
     row[0].annotate("\n".join(lines), (0, 1), (0, 6), **place).set_in_layout(False)

@@ -195,7 +195,7 @@ def grade(cell: dict) -> tuple[list[dict], dict, dict]:
     """Grades, metrics and the eval's declarations for a cell, by the kind of its corpus."""
     corpus, variant = cell["corpus"], cell["variant"]
     rng = _generator("items", corpus, variant, cell["seed"], cell["model"])
-    gain = GAIN[variant]
+    gain = GAIN.get(variant, 0.7)
     nll = rng.gamma(4.0, 6.0 * (1 - 0.3 * gain), ITEMS)
     tokens = rng.integers(8, 30, ITEMS)
     grades = [{"nll": float(a), "tokens": int(b)} for a, b in zip(nll, tokens, strict=True)]
@@ -252,7 +252,7 @@ def _curve(cell: dict, steps: int) -> list[dict]:
                 rows.append({"step": step, "name": "lambda", "value": float(share), "layer": layer})
     for step in range(0, steps + 1, max(cell["steps"] // 4, 1)):
         fall = np.exp(-2 * step / max(cell["steps"], 1))
-        level = 1.3 - 0.15 * GAIN[cell["variant"]]
+        level = 1.3 - 0.15 * GAIN.get(cell["variant"], 0.7)
         rows.append({"step": step, "validation_loss": float(level + (2.1 - level) * fall + rng.normal(0, 0.01))})
     return rows if steps else []
 
