@@ -206,6 +206,27 @@ def test_the_share_is_the_ratio_and_its_bounds_solve_fieller_s_equation():
     assert whole.value == 1.0 and whole.low == pytest.approx(1.0) and whole.high == pytest.approx(1.0)
 
 
+def test_a_method_whose_seeds_scatter_more_than_the_gap_s_has_bounds_around_its_share_or_none():
+    refused = 0
+    for seed in range(150):
+        draw = np.random.default_rng(seed)
+        item = draw.normal(0, 20, (1, 64))
+        low, high, method = (item + draw.normal(0, 10, (3, 64)) + shift for shift in (0, 6, 4))
+        found = share_closed(method + draw.normal(0, 3, (3, 1)), low, high)
+        if found.value is not None:
+            assert found.low <= found.value <= found.high
+        elif found.gap.low > 0:
+            refused += 1
+            assert re.search(r"^refused: the gap, \+[\d.]+ \[-[\d.]+, \+[\d.]+\], may be none$", found.text())
+    assert refused
+
+
+def test_a_gap_that_is_the_same_on_every_item_has_no_interval(monkeypatch):
+    same = np.full((3, 60), 20.0)
+    row = gap_of(monkeypatch, {"lora": pool(same), "lorsum": pool(same + 0.3), "svdlora": pool(same + 0.7)})
+    assert row[2] == "+0.7" and row[3] == "refused: the gap, +0.70, is the same on every item"
+
+
 def gap_of(monkeypatch, pools):
     found = types.SimpleNamespace(suite={"models": ["m"], "corpora": [], "variants": [*pools]})
     monkeypatch.setattr(paper_scores, "names_of", lambda _: {name: name for name in ("m", *pools)})
