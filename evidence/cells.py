@@ -166,6 +166,20 @@ def commonest(stacks: list[str]) -> str:
     return counts.most_common(1)[0][0] if counts else ""
 
 
+def reference_stacks(ended: list[dict[str, str]], every: list[dict[str, str]]) -> dict[str, str]:
+    """{stage: the stack that others are compared with}, from the stacks of runs by stage: those that ended well, and all.
+
+    The stages of most complete runs together: chosen stage by stage they may come from different runs, and then no run is
+    comparable. What has fewer stages (a majority class is only scored) does not choose, unless nothing else has the stage.
+    """
+    chosen = {
+        stage: commonest([run.get(stage, "") for run in every]) for stage in dict.fromkeys(s for r in every for s in r)
+    }
+    most = max(map(len, ended), default=0)
+    whole = Counter(tuple(run.items()) for run in ended if len(run) == most)
+    return chosen | (dict(whole.most_common(1)[0][0]) if whole else {})
+
+
 def short_hash(text: str) -> str:
     """Eight hexadecimal digits that name a text."""
     return hashlib.sha256(text.encode()).hexdigest()[:8] if text else ""

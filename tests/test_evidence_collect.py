@@ -11,9 +11,10 @@ import pandas as pd
 import pytest
 
 from evidence import collect, grades
-from evidence.cells import EvidenceError
-from evidence.collected import Collected
+from evidence.cells import EvidenceError, stack_of
+from evidence.collected import Collected, FromRecords
 from evidence.curves import read_curve
+from evidence.gather import Gathered
 from evidence.pools import panels
 from harness import record
 
@@ -67,6 +68,30 @@ def test_stale_and_other_software_are_marked(tree):
     assert list(stale["stale"]) == ["train"] and list(stale["status"]) == ["ok"]
     assert list(other["other_stack"]) == ["torch 2.12.0 (2.13.0)"]
     assert (select(runs, variant="full")["other_stack"] == "").all()
+
+
+def test_all_stages_of_a_run_have_one_reference_stack(tmp_path):
+    """Five seeds, of which the first three come from other software and two of these are not scored yet."""
+    plan = fake_results.build(tmp_path, failures=False, seeds=(0, 1, 2, 3, 4), corpora=("headlines",))
+    for path in tmp_path.glob("runs/*/*/*/seed[012]/**/*.json"):
+        if {"untuned", "majority"} & set(path.parts):
+            continue
+        if "seed2" not in path.parts and path.name != "train.json":
+            path.unlink()
+        else:
+            record.write(path, {**record.read(path), "provenance": fake_results.OTHER})
+    gathered = Gathered(plan)
+    found = panels(FromRecords(plan), reference=False)[0].pools["lora", "tiny-llama"]
+    assert found.used == (3, 4) and found.mark == "" and [run.mark for run in found.runs] == ["†", "†", "†", "", ""]
+    stack = stack_of({"provenance": fake_results.STACK})
+    assert [gathered.reference_stack[stage] for stage in ("train", "predict", "score")] == [stack] * 3
+
+
+def test_what_is_stale_or_failed_chooses_no_reference_stack(tmp_path):
+    plan = fake_results.build(tmp_path, failures=False, seeds=(0, 1, 2), corpora=("headlines",))
+    for path in tmp_path.glob("runs/*/*/*/seed[12]/**/*.json"):
+        record.write(path, {**record.read(path), "provenance": fake_results.OTHER, "key": "another"})
+    assert panels(FromRecords(plan), reference=False)[0].pools["lora", "tiny-llama"].used == (0,)
 
 
 def test_values_are_the_records_own(tree):
