@@ -18,7 +18,8 @@ from evidence.names import label_of
 from harness.record import read
 
 BASELINES = ("untuned", "majority")
-FAILED = ("diverged", "oom", "timeout", "error", "skipped")
+NO_VALUE = "no value"  # of a score that ended well, and whose headline is no number
+FAILED = ("diverged", "oom", "timeout", "error", "skipped", NO_VALUE)
 
 
 class EvidenceError(Exception):

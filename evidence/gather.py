@@ -58,7 +58,7 @@ class Gathered:
         found = self._held(cells.folder_of(Path(), cell), cell, cells.outcome(self.root, cell, entry))
         facts = {**cells.identity(self.plan, cell), **_facts(cell, entry or {}, found)}
         graded, columns = self._grades(cell, entry, found, facts)
-        rows = [{**facts, **metric} for metric in _metrics(entry or {}, found)]
+        rows = [{**facts, **metric, **_without_number(facts, metric)} for metric in _metrics(entry or {}, found)]
         for row in rows:
             match = grades.formula(row["metric"], row["value"], columns, row["unit"]) if columns else None
             row["numerator"] = match.numerator if match else ""
@@ -166,6 +166,14 @@ def _metrics(entry: dict, found: Outcome) -> list[dict[str, Any]]:
     return [{**_about(score, name, headline), "value": value, "texts": _json(texts)} for name, value in values.items()]
 
 
+def _without_number(facts: dict[str, Any], metric: dict[str, Any]) -> dict[str, str]:
+    """How the row of a headline ended whose score has no number for it, as where no verdict of a judge was one."""
+    if facts["status"] != "ok" or not facts["eval"] or not metric["headline"] or _known(metric["value"]):
+        return {}
+    reason = f"the score has no number for its headline {metric['metric']}".rstrip()
+    return {"status": cells.NO_VALUE, "stage": "score", "reason": reason}
+
+
 def _about(score: dict, name: str, headline: str) -> dict[str, Any]:
     """What an eval declares of a metric: unit, direction, floor."""
     at_floor = score.get("at_floor")
@@ -241,6 +249,10 @@ def _epoch_seconds(row: dict, name: str, measured: float | None, steps: int | No
         return None
     whole = measured if measured is not None else median * steps if steps else None
     return None if whole is None else whole * step / median
+
+
+def _known(value: Any) -> bool:
+    return value is not None and value == value
 
 
 def plain(value: Any) -> str:

@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from evidence.cells import NO_VALUE
 from evidence.layout import Group, Table
 from evidence.names import LOSS_UNITS
 from evidence.trials import tried
@@ -145,7 +146,7 @@ def _search(points: list[tuple[float, dict]]) -> Search:
 
 def _fault(row: dict) -> str:
     """Why a run may not be compared with others; empty where it may."""
-    if row["status"] != "ok":
+    if row["status"] not in ("ok", NO_VALUE):  # of a score, which plays no part here
         return str(row["status"])
     if row["stale"]:
         return "stale"

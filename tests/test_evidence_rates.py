@@ -92,6 +92,10 @@ def test_a_rate_with_a_run_that_may_not_be_compared_is_never_chosen(runs, change
     assert lora.points[1e-3][1:3] == (None, status) and lora.best == 1e-4
 
 
+def test_a_score_without_a_number_keeps_no_rate_from_being_chosen(runs):
+    assert searches(runs.assign(status=runs["status"].replace("ok", "no value")))[0].best == 1e-3
+
+
 def test_a_rate_that_lacks_a_seed_of_the_others_is_never_chosen_and_says_so(runs):
     missing = (runs["variant"] == "lora-1e-3") & (runs["seed"] == 8)  # as it never ran, nothing tells its rate
     table = rates_table(

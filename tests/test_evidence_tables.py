@@ -204,6 +204,24 @@ def test_judge_pending_is_no_failure(copy):
     assert not any("tiny-bert" in line for line in summary.failed_rows(Collected(copy / "collected")))
 
 
+def test_a_headline_without_a_number_keeps_its_row_and_is_no_result(copy):
+    """As where no verdict of a judge could be read; the majority class, which has no likelihood, has no row there."""
+    for seed in (0, 1):
+        path = copy / f"runs/tiny-bert/headlines/lora/seed{seed}/headlines-test/score.json"
+        score = record.read(path)
+        record.write(path, {**score, "metrics": {"accuracy": None, "reference_nll": 1.5}})
+    table = recollected(copy)
+    assert row(table, "LoRA", "Headlines", "accuracy")[4:6] == ["no value · no value", "—"]
+    said = "no value in score (the score has no number for its headline accuracy)"
+    assert f"Failed: Tiny BERT 22M, Headlines, LoRA, seed 1: {said}." in table.notes
+    likelihoods = group(table, "Headlines", "reference NLL")
+    assert [r[0] for r in likelihoods.rows] == ["LoRA"] and "reference NLL ↑" not in likelihoods.lines
+    collected = Collected(copy / "collected")
+    lines = [line for line in summary.failed_rows(collected) if "tiny-bert" in line]
+    assert lines[0].startswith("tiny-bert/headlines/lora/seed0/headlines-test: no value in score: the score has no")
+    assert "tiny-bert" in " ".join(lines) and len(lines) == 2
+
+
 def run(seed, value, stale="", stack="a", other=""):
     return Run(seed, value, "ok", "score", "", stale, other, stack)
 
