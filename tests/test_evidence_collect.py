@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import fake_results
@@ -10,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from evidence import collect, grades
+from evidence import collect, grades, tables
 from evidence.cells import EvidenceError, stack_of
 from evidence.collected import Collected, FromRecords
 from evidence.curves import read_curve
@@ -255,6 +256,49 @@ def test_a_curve_counts_a_repeated_step_once_and_forgives_a_cut_last_line(tmp_pa
     path.write_text('{"step": 0, "loss": 2.0}\n{"st\n{"step": 1, "loss": 1.0}\n')
     with pytest.raises(ValueError, match="line 2"):
         read_curve(path)
+
+
+@pytest.mark.parametrize(
+    ("harm", "told"),
+    [
+        (lambda path: path.unlink(), "the record names this file and it is not there"),
+        (
+            lambda path: path.write_text('{"step": 0, "loss": 1.0}\n'),
+            "not the file that the record was written with (sha256)",
+        ),
+    ],
+)
+def test_a_curve_that_is_not_its_record_s_is_left_out_and_told(tree, tmp_path, harm, told):
+    shutil.copytree(tree[0], tmp_path / "fake")
+    path = tmp_path / "fake/runs/tiny-bert/headlines/lora/seed0/curves.jsonl"
+    harm(path)
+    collect.main(["--plan", str(tmp_path / "fake/plan.json"), "--out", str(tmp_path / "collected")])
+    found = Collected(tmp_path / "collected")
+    assert f"{path}: {told}. Train this cell again." in found.suite["problems"]
+    losses = select(found.curves(["loss"]), model="tiny-bert", variant="lora")
+    assert set(losses["seed"]) == {1}
+
+
+def test_a_curve_that_is_no_text_is_named(tmp_path):
+    path = tmp_path / "curves.jsonl"
+    path.write_bytes(b'{"step": 0, "loss": 1.0}\n\xff\xfe\n')
+    with pytest.raises(ValueError, match=r"curves\.jsonl: damaged, not UTF-8"):
+        read_curve(path)
+
+
+@pytest.mark.parametrize(
+    "name", ["suite.json", "runs.parquet", "costs.parquet", "items.parquet", "curves.parquet", "trials.parquet"]
+)
+def test_a_damaged_collection_is_named(tree, tmp_path, name, capsys):
+    shutil.copytree(tree[0] / "collected", tmp_path / "collected")
+    path = tmp_path / "collected" / name
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(EvidenceError, match=rf"{re.escape(str(path))}: damaged \(.*Collect again"):
+        found = Collected(tmp_path / "collected")
+        [found.runs, found.costs, found.trials, found.items, found.curves(["loss"])]
+    if name in ("suite.json", "runs.parquet"):
+        assert tables.main(["--collected", str(tmp_path / "collected"), "--out", str(tmp_path / "tables")]) == 2
+        assert capsys.readouterr().err.startswith(f"{path}: damaged (")
 
 
 def test_formula_prefers_the_field_named_like_the_metric_and_believes_no_chance_zero():

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from fake_results import MANY, collected
 
-from evidence import notebook, paper_scores, paper_tables
+from evidence import notebook, paper_scores, paper_tables, reported
 from evidence.cells import EvidenceError
 from evidence.collected import Collected
 from evidence.gap import share_closed
@@ -128,6 +128,17 @@ def test_less_reported_stands_only_on_the_paper_s_own_model(fake, monkeypatch):
     assert [subs[-1] for _, subs in table.heads[:2]] == ["less reported", "tier"]
     row = rows_of(table, "Headlines")["Full FT"]
     assert row[3].startswith("equivalent within ±100")
+
+
+@pytest.mark.parametrize("lacking", ["metric", "method", "paper"])
+def test_a_reported_file_without_a_column_names_both(lacking, tmp_path, monkeypatch):
+    monkeypatch.setattr(reported, "ROOT", tmp_path)
+    path = tmp_path / "papers/p/reported/a.csv"
+    path.parent.mkdir(parents=True)
+    columns = [name for name in ("paper", "table", "task", "metric", "model", "method", "value") if name != lacking]
+    path.write_text(",".join(columns) + "\n" + ",".join("1" * len(columns)) + "\n")
+    with pytest.raises(EvidenceError, match=f"a\\.csv: no column '{lacking}'"):
+        reported.read_reported("p", "a.csv")
 
 
 def test_a_table_that_asks_for_what_is_not_there_is_refused(fake, tmp_path, monkeypatch, capsys):
