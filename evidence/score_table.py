@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -138,10 +139,14 @@ def _run(run: Run, digits: int) -> str:
 
 
 def names_of(collected: Collected) -> dict[str, str]:
-    """Labels of models and variants."""
-    runs = collected.runs
-    pairs = [(kind, runs.drop_duplicates(kind)) for kind in ("model", "variant")]
-    return {name: label for kind, rows in pairs for name, label in zip(rows[kind], rows[f"{kind}_label"], strict=True)}
+    """Labels of models and variants; those that share one bear their names in brackets."""
+    names = {}
+    for kind in ("model", "variant"):
+        rows = collected.runs.drop_duplicates(kind)
+        counts = Counter(rows[f"{kind}_label"])
+        for name, label in zip(rows[kind], rows[f"{kind}_label"], strict=True):
+            names[name] = label if counts[label] == 1 else f"{label} ({name})"
+    return names
 
 
 def _variants(collected: Collected, panel: Panel) -> list[str]:

@@ -286,6 +286,22 @@ def test_csv_has_the_tables_rows_unrounded(scores):
     assert oom["Tiny Llama 135M (Q4_1, dequantised): run seed1"] == "oom"
 
 
+@pytest.mark.parametrize("kind", ["model", "variant"])
+def test_those_that_share_a_label_are_told_apart(root, kind):
+    collected = Collected(root / "collected")
+    collected.runs = collected.runs.assign(**{f"{kind}_label": "Same"})
+    table = score_table(collected, "Scores")
+    rows = list(csv.DictReader(io.StringIO(csv_text(table))))
+    names = list(collected.runs[kind].unique())
+    if kind == "model":
+        assert [head for head, _ in table.heads] == [f"Same ({name})" for name in names]
+        shown = next(r for r in rows if r["variant"] == "full" and r["benchmark"] == "Headlines")
+        assert shown["Same (tiny-bert): average"] and shown["Same (tiny-llama): average"]
+        assert shown["Same (tiny-bert): average"] != shown["Same (tiny-llama): average"]
+    else:
+        assert {r["method"] for r in rows} == {f"Same ({name})" for name in names}
+
+
 def test_markdown_rows_have_one_width(scores):
     lines = [line for line in markdown(scores).splitlines() if line.startswith("|")]
     assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
