@@ -358,6 +358,8 @@ def test_terminal_fits_its_columns(scores):
         ("peft-dora-r4", "DoRA r=4 (PEFT)"),
         ("boft-m2-b4", "BOFT m=2 b=4"),
         ("peft-adalora", "AdaLoRA (PEFT)"),
+        ("full-1e-5", "Full FT 1e-5"),
+        ("lora-r8-1.5e-4-kbase-b4", "LoRA r=8 1.5e-4 kbase b=4"),
         ("mine", "mine"),
     ],
 )
