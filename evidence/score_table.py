@@ -121,12 +121,15 @@ def average(pool: Pool, digits: int) -> str:
 
 
 def decimals(panel: Panel) -> int:
-    """Digits after the point: three for likelihoods and shares, one for per cents and large numbers."""
+    """Digits after the point: three for likelihoods and shares, one for per cents and large numbers, three that are not zero
+    where all scores lie below a tenth."""
     values = [run.value for pool in panel.pools.values() for run in pool.runs if run.value is not None]
     largest = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
     unit = str(panel.first("unit"))
     if "%" in unit:
         return 1
+    if 0 < largest < 0.1:
+        return 2 - math.floor(math.log10(largest))
     if "nat" in unit or "bit" in unit or (largest <= 1 and not unit):
         return 3
     return 1 if largest >= 10 else 2
