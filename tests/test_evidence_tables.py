@@ -286,6 +286,13 @@ def test_csv_has_the_tables_rows_unrounded(scores):
     assert oom["Tiny Llama 135M (Q4_1, dequantised): run seed1"] == "oom"
 
 
+def test_labels_with_bars_and_tags_break_no_markdown_table():
+    table = Table("A <b>|", ("a|b", "c"), [("x|y", ["u|v", "w"])], [Group(["g|h"], [["i|j", "k", "l"]])], [])
+    title, _, *rows = markdown(table).splitlines()
+    assert title == r"# A \<b>\|"
+    assert [len(re.findall(r"(?<!\\)\|", line)) for line in rows if line] == [5, 5, 5]
+
+
 @pytest.mark.parametrize("kind", ["model", "variant"])
 def test_those_that_share_a_label_are_told_apart(root, kind):
     collected = Collected(root / "collected")
