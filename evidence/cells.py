@@ -162,7 +162,7 @@ def stack_difference(stack: str, reference: str) -> str:
 
 
 def commonest(stacks: list[str]) -> str:
-    """The stack of most records: the one that the others are compared with. Ties go to the one that came first."""
+    """The stack of most records. Ties go to the one that came first."""
     counts = Counter(stack for stack in stacks if stack)
     return counts.most_common(1)[0][0] if counts else ""
 

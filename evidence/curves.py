@@ -58,8 +58,9 @@ def _numbers(row: dict) -> Iterator[tuple[tuple[int, str, str], float]]:
 def write_curves(plan: dict, root: Path, reference: str, problems: list[str], path: Path) -> int:
     """Write the curves of all trainings to the Parquet file ``path``; returns the number of rows.
 
-    A failed training's curve is kept as far as it goes, with its status. ``reference``: the software of most trainings
-    (``cells.stack_of``). Files that are damaged, lost or another's than the record's are left out and named in ``problems``.
+    A failed training's curve is kept as far as it goes, with its status. ``reference``: the software that
+    trainings are compared with (``cells.reference_stacks``). Files that are damaged, lost or another's than the record's
+    are left out and named in ``problems``.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

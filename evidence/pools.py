@@ -1,8 +1,8 @@
 """Runs of one method, pooled over seeds: what stands in a cell of a table or at a dot of a figure.
 
-Only what is comparable is averaged: runs that ended ok, belong to the plan's specification, and come from the software
-stack of most records. The others stay in the pool, visible, and out of the average. Where none is comparable, the
-largest uniform rest is averaged and carries a mark.
+Only what is comparable is averaged: runs that ended ok, belong to the plan's specification, and come from the reference
+software (``cells.reference_stacks``). The others stay in the pool, visible, and out of the average. Where none is
+comparable, the largest uniform rest is averaged and carries a mark.
 """
 
 from __future__ import annotations
