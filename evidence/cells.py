@@ -18,7 +18,8 @@ from evidence.names import label_of
 from harness.record import read
 
 BASELINES = ("untuned", "majority")
-FAILED = ("diverged", "oom", "timeout", "error", "skipped")
+NO_VALUE = "no value"  # of a score that ended well, and whose headline is no number
+FAILED = ("diverged", "oom", "timeout", "error", "skipped", NO_VALUE)
 
 
 class EvidenceError(Exception):
@@ -161,9 +162,23 @@ def stack_difference(stack: str, reference: str) -> str:
 
 
 def commonest(stacks: list[str]) -> str:
-    """The stack of most records: the one that the others are compared with. Ties go to the one that came first."""
+    """The stack of most records. Ties go to the one that came first."""
     counts = Counter(stack for stack in stacks if stack)
     return counts.most_common(1)[0][0] if counts else ""
+
+
+def reference_stacks(ended: list[dict[str, str]], every: list[dict[str, str]]) -> dict[str, str]:
+    """{stage: the stack that others are compared with}, from the stacks of runs by stage: those that ended well, and all.
+
+    The stages of most complete runs together: chosen stage by stage they may come from different runs, and then no run is
+    comparable. What has fewer stages (a majority class is only scored) does not choose, unless nothing else has the stage.
+    """
+    chosen = {
+        stage: commonest([run.get(stage, "") for run in every]) for stage in dict.fromkeys(s for r in every for s in r)
+    }
+    most = max(map(len, ended), default=0)
+    whole = Counter(tuple(run.items()) for run in ended if len(run) == most)
+    return chosen | (dict(whole.most_common(1)[0][0]) if whole else {})
 
 
 def short_hash(text: str) -> str:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 FIFTH = 0.2
 LEVEL = math.log(1.1)
+FIRST = 3  # steps whose norm is that of the start
 LEAST_VALIDATIONS = 3  # of the early part, for its area; else the training loss, whose batches all methods share
 
 
@@ -50,10 +51,12 @@ def curve_findings(claim: dict, collected: Collected, fields: dict[str, dict[str
 
 def _good(collected: Collected, names: list[str]) -> pd.DataFrame:
     """Curves of runs that ended well, may be compared, and are at the rate that a search chose."""
+    import numpy as np
+
     curves = collected.curves(names)
     if aside := not_chosen(collected.runs):
         cells = zip(curves["model"], curves["corpus"], curves["variant"], strict=True)
-        curves = curves[[cell not in aside for cell in cells]]
+        curves = curves[np.array([cell not in aside for cell in cells], bool)]  # of no curve at all, too
     return clean(curves)
 
 
@@ -100,7 +103,8 @@ def _early(claim: dict, collected: Collected, fields: dict) -> Iterator[Finding]
             use = "validation_loss" if len(grid) >= LEAST_VALIDATIONS else "loss"
             about = f"mean {use.replace('_', ' ') if use != 'loss' else 'training loss'} of the first {share:.0%},"
             one, base = (_areas(rows[v], use, share * steps) if v else {} for v in (own, beside))
-            pairs.append((where, about, other, [one[s] - base[s] for s in sorted(set(one) & set(base))]))
+            apart = [one[s] - base[s] for s in sorted(set(one) & set(base))]
+            pairs.append((where, about, other, [value for value in apart if math.isfinite(value)]))
     yield from _below(pairs)
 
 
@@ -150,28 +154,36 @@ def fluctuation(rows: pd.DataFrame) -> dict[int, float]:
 
 def _norms(claim: dict, collected: Collected, fields: dict) -> Iterator[Finding]:
     """Of every method of the claim, before clipping, over what trains: whose norms and when, the paper does not say."""
-    import numpy as np
-
     runs = collected.runs.drop_duplicates(["model", "corpus", "variant", "seed"])
     epochs = {(f"{r['model']}, {r['corpus']}", r["variant"]): r["epoch_steps"] for r in runs.to_dict("records")}
     starts, levels, gaps = [], [], []
     for where, rows in _cells(_good(collected, ["gradient_norm"]), collected):
         for wanted in [claim["method"], *claim["others"]]:
             variant = variant_of(rows, wanted, fields)
-            if variant is None:
+            logs = _logs(rows[variant]) if variant else None
+            first = [] if logs is None else list(logs.loc[:, : FIRST - 1].mean(axis=1).dropna())
+            if not first:
                 gaps.append((name_of(wanted), where))
                 continue
-            logs = rows[variant].pivot_table(index="seed", columns="step", values="value", observed=True).apply(np.log)
-            starts.append((f"{where}, {name_of(wanted)}", list(logs.iloc[:, :3].mean(axis=1))))
+            starts.append((f"{where}, {name_of(wanted)}", first))
             levels.append((where, name_of(wanted), logs, epochs.get((where, variant))))
     confidence = 1 - (1 - CONFIDENCE) / max(1, len(starts) + len(levels))
     for about, values in starts:
         measured = over_seeds(values, confidence)
         verdict, needed = of_seeds(measured, math.log(claim["start"]), confidence)
         norm = shown(measured, lambda log: f"{math.exp(log):.2f}")
-        yield Finding(verdict, f"{about}: norm of the first 3 steps {norm}{needed}")
+        yield Finding(verdict, f"{about}: norm of the first {FIRST} steps {norm}{needed}")
     yield from dict.fromkeys(_levelled(*level, claim["epoch"], confidence) for level in levels)
     yield from not_made(gaps, len(starts))
+
+
+def _logs(rows: pd.DataFrame) -> pd.DataFrame | None:
+    """Logarithms of the norms, (seeds, steps); None of no norm that has one. One that is zero or no number has none."""
+    import numpy as np
+
+    known = rows[np.isfinite(rows["value"]) & (rows["value"] > 0)]
+    known = known.assign(value=np.log(known["value"]))
+    return known.pivot_table(index="seed", columns="step", values="value", observed=True) if len(known) else None
 
 
 def _levelled(
@@ -184,9 +196,10 @@ def _levelled(
         text = f"{where}: trains {trained} epochs; {epoch + 1} or more would show whether norms have levelled off"
         return Finding(UNDECIDED, text)
     at = logs.columns // epoch_steps
-    change = over_seeds(
-        list(logs.loc[:, at == epoch].mean(axis=1) - logs.loc[:, at == epoch - 1].mean(axis=1)), confidence
-    )
+    changes = (logs.loc[:, at == epoch].mean(axis=1) - logs.loc[:, at == epoch - 1].mean(axis=1)).dropna()
+    if not len(changes):
+        return Finding(UNDECIDED, f"{where}, {name}: no norms of epoch {epoch} and the next")
+    change = over_seeds(list(changes), confidence)
     verdict = SUPPORTED if max(abs(change.low), abs(change.high)) < LEVEL else UNDECIDED
     verdict = CONTRADICTED if change.low > LEVEL or change.high < -LEVEL else verdict
     factor = shown(change, lambda log: f"{math.exp(log):.2f}")

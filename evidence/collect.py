@@ -8,9 +8,9 @@ runs.parquet: one row per training x eval x metric (a single one with an empty v
     of the reference text), lower_is_better, floor, at_floor, texts (JSON: signatures); numerator, denominator, scale:
     value = scale x sum / sum of these fields of items.parquet (no denominator: the number of items; no numerator: the
     value is no such mean); n_items, eval_version
-    status (ok, missing, or the failure), with its stage and reason; stale: the stage whose record was made from another
-    specification than the plan's, or with other values than its search chose; stack: hash of software versions and
-    device; other_stack: where it differs from most records', in words
+    status (ok, missing, "no value" of a headline that is no number, or the failure), with its stage and reason; stale: the
+    stage whose record was made from another specification than the plan's, or with other values than its search chose;
+    stack: hash of software versions and device; other_stack: where it differs from that of most complete runs, in words
     steps, epoch_steps, batch_size (rows), hyperparameters (JSON), tokens_supervised, tokens_total
     (without padding, of all steps), tokens_probe (read before the first step, in no other count),
     parameters_{trained,effective,total}, loss_{first,last}, validation_{first,last} (nats/token, or squared error where

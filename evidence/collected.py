@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +29,8 @@ class Collected:
                 f"{self.folder}: nothing collected here yet (no suite.json). "
                 f"Run `python -m evidence.collect --plan {plan} --out {self.folder}`."
             )
-        self.suite: dict = json.loads(path.read_text(encoding="utf-8"))
+        with _readable(path):
+            self.suite: dict = json.loads(path.read_text(encoding="utf-8"))
 
     @functools.cached_property
     def runs(self) -> pd.DataFrame:
@@ -69,8 +72,20 @@ class Collected:
         path = self.folder / f"{name}.parquet"
         if not path.is_file():
             raise EvidenceError(f"{path}: missing. Collect again: `python -m evidence.collect` (see its --help).")
-        columns = [column for column in pq.read_schema(path).names if column != without]
-        return pq.read_table(path, columns=columns, filters=filters).to_pandas()
+        with _readable(path):
+            columns = [column for column in pq.read_schema(path).names if column != without]
+            return pq.read_table(path, columns=columns, filters=filters).to_pandas()
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Raises EvidenceError where a file of a collection is damaged."""
+    try:
+        yield
+    except (ValueError, OSError) as error:  # JSON's, UTF-8's and Arrow's errors are such
+        first = str(error).partition("\n")[0]
+        message = f"{path}: damaged ({first}). Collect again: `python -m evidence.collect` (see its --help)."
+        raise EvidenceError(message) from None
 
 
 class FromRecords(Collected):

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from evidence import cells
-from evidence.choices import Choice, cell_of, choices, held_against
+from evidence.cells import Outcome
+from evidence.choices import cell_of, choices, held_against
+from harness.record import digest
 
 CELL = ("suite", "model", "model_label", "corpus", "corpus_label", "variant", "variant_label", "method", "seed")
 FIXED = (*CELL, "status", "stale", "other_stack")
@@ -22,7 +24,10 @@ def read_curve(path: Path) -> list[tuple[int, str, str, float]]:
     kill cut short is left out; any other damaged line is an error. Raises ValueError naming file and line.
     """
     found: dict[tuple[int, str, str], float] = {}
-    lines = path.read_text(encoding="utf-8").split("\n")
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: damaged, not UTF-8 ({error}). Delete the run and train it again.") from None
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -53,8 +58,9 @@ def _numbers(row: dict) -> Iterator[tuple[tuple[int, str, str], float]]:
 def write_curves(plan: dict, root: Path, reference: str, problems: list[str], path: Path) -> int:
     """Write the curves of all trainings to the Parquet file ``path``; returns the number of rows.
 
-    A failed training's curve is kept as far as it goes, with its status. ``reference``: the software of most trainings
-    (``cells.stack_of``). Damaged files are named in ``problems``.
+    A failed training's curve is kept as far as it goes, with its status. ``reference``: the software that
+    trainings are compared with (``cells.reference_stacks``). Files that are damaged, lost or another's than the record's
+    are left out and named in ``problems``.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -65,16 +71,16 @@ def write_curves(plan: dict, root: Path, reference: str, problems: list[str], pa
     count, chosen = 0, choices(plan, root)
     with pq.ParquetWriter(path, pa.schema(list(types.items())), compression="zstd") as writer:
         for cell in plan["cells"]:
-            file = cells.folder_of(root, cell) / "curves.jsonl"
-            if cell["variant"] in cells.BASELINES or not file.is_file():
+            if cell["variant"] in cells.BASELINES:
                 continue
+            found, _ = held_against(cells.outcome(root, cell, None), chosen.get(cell_of(cell)))
             try:
-                rows = read_curve(file)
+                rows = _curve_of(cells.folder_of(root, cell) / "curves.jsonl", found.records["train"])
             except (ValueError, OSError) as error:
                 problems.append(str(error))
                 continue
             columns: dict[str, Any] = {name: [row[i] for row in rows] for i, name in enumerate(NUMBER)}
-            fixed = _fixed(plan, root, cell, reference, chosen.get(cell_of(cell)))
+            fixed = {**cells.identity(plan, cell), **_fixed(found, reference)}
             columns |= {name: [value] * len(rows) for name, value in fixed.items()}
             if rows:
                 writer.write_table(pa.table({name: pa.array(columns[name], kind) for name, kind in types.items()}))
@@ -82,9 +88,20 @@ def write_curves(plan: dict, root: Path, reference: str, problems: list[str], pa
     return count
 
 
-def _fixed(plan: dict, root: Path, cell: dict, reference: str, choice: Choice | None) -> dict[str, Any]:
-    """The columns that are the same for a whole curve."""
-    found, _ = held_against(cells.outcome(root, cell, None), choice)
+def _curve_of(path: Path, train: dict) -> list[tuple[int, str, str, float]]:
+    """The curve that belongs to a record; nothing where neither is there. Raises ValueError where they do not fit."""
+    entry = cells.dig(train, "files", "curves") or {}
+    if not path.is_file():
+        if entry:
+            raise ValueError(f"{path}: the record names this file and it is not there. Train this cell again.")
+        return []
+    if entry.get("sha256") and digest(path) != entry["sha256"]:
+        raise ValueError(f"{path}: not the file that the record was written with (sha256). Train this cell again.")
+    return read_curve(path)
+
+
+def _fixed(found: Outcome, reference: str) -> dict[str, str]:
+    """The columns beside its cell's that are the same for a whole curve."""
     stack = cells.stack_of(found.records["train"])
     other = cells.stack_difference(stack, reference) if stack else ""
-    return {**cells.identity(plan, cell), "status": found.status, "stale": found.stale, "other_stack": other}
+    return {"status": found.status, "stale": found.stale, "other_stack": other}

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from evidence.cells import BASELINES, EvidenceError
 from evidence.collected import Collected
 from evidence.coverage import REAL_RUNS, tested
+from evidence.layout import markdown_escape
 from evidence.paired import LEAST_SEEDS
 from evidence.pools import panels
 from evidence.score_table import names_of
@@ -106,7 +107,7 @@ def section(found: list[tuple], suite: str) -> str:
         called = f"{rate.called:.1%} [{rate.low:.1%}, {rate.high:.1%}]"
         counted = f"{len(pool.used)} ({pool.spread.sd:.1f})"
         cells = (benchmark, method, counted, pool.n_items, group, f"{rate.groupings:,}", called, f"{rate.alone:.1%}")
-        lines.append(f"| {' | '.join(map(str, cells))} |")
+        lines.append(f"| {' | '.join(markdown_escape(str(text)) for text in cells)} |")
     told = ", ".join(
         f"{rate.called:.1%} ({rate.size} against {rate.size}, {benchmark})"
         for benchmark, _, _, rate in found

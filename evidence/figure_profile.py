@@ -25,7 +25,7 @@ PROFILE = (
 
 def target_pages(works: Sequence[Workload], styles: dict[str, Style]) -> list[Figure]:
     """Seconds of every run, a panel per (model, corpus) that has a target."""
-    timed, text = [work for work in works if work.seconds], f"{TARGETS}{_without_target(works)}"
+    timed, text = _with_target(works), f"{TARGETS}{_without_target(works)}"
     return [_page(timed[page], styles, text) for page in pages([_height(work) for work in timed])]
 
 
@@ -34,7 +34,7 @@ def profile_pages(works: Sequence[Workload], styles: dict[str, Style]) -> list[F
     import matplotlib.pyplot as plt
     import numpy as np
 
-    without, works = _without_target(works), [work for work in works if work.seconds]
+    without, works = _without_target(works), _with_target(works)
     factors = np.geomspace(1, MOST, 400)
     shares = profile(works, list(styles), factors)
     if len(shares) < 2:
@@ -68,9 +68,16 @@ def _how(works: Sequence[Workload], variants: list[str]) -> str:
     return PROFILE.format(len(counted), of, MOST) + left * (planned > len(counted))
 
 
+def _with_target(works: Sequence[Workload]) -> list[Workload]:
+    return [work for work in works if work.seconds and math.isfinite(work.target)]
+
+
 def _without_target(works: Sequence[Workload]) -> str:
-    left = [work.label for work in works if not work.seconds]
-    return f" No target, as a run of LoRA does not get below its start: {'; '.join(left)}." if left else ""
+    left = {
+        "a run of LoRA does not get below its start": [w.label for w in works if not w.seconds],
+        "no validation of LoRA is a number": [w.label for w in works if w.seconds and not math.isfinite(w.target)],
+    }
+    return "".join(f" No target, as {why}: {'; '.join(labels)}." for why, labels in left.items() if labels)
 
 
 def _height(work: Workload) -> float:

@@ -31,14 +31,15 @@ class Gathered:
         self.problems: list[str] = [] if corpus else cells.unplanned(self.plan, self.root)
         self.runs: list[dict] = []
         self.items: list = []
-        self._stacks: dict[str, list[tuple[list[dict], str]]] = {}
+        self._stacks: list[tuple[list[dict], dict[str, str]]] = []  # (rows, stack of each stage)
+        self._cost_stacks: list[tuple[list[dict], dict[str, str]]] = []
         self._choices = choices(self.plan, self.root)
         for cell in self.chosen:
             for entry in cells.evals_of(cell) or [None]:
                 self._score(cell, entry)
         self.costs = [self._cost(cell) for cell in cells.cost_cells(self.plan) if corpus in (None, cell["corpus"])]
         self.trials = trial_rows(self.plan, self.root, corpus)
-        self.reference_stack = {stage: self._mark_stacks(stage) for stage in self._stacks}
+        self.reference_stack = _mark_stacks(self._stacks) | _mark_stacks(self._cost_stacks)
 
     def suite(self) -> dict:
         """Names, orders and notes that tables and figures need beside the rows."""
@@ -57,7 +58,7 @@ class Gathered:
         found = self._held(cells.folder_of(Path(), cell), cell, cells.outcome(self.root, cell, entry))
         facts = {**cells.identity(self.plan, cell), **_facts(cell, entry or {}, found)}
         graded, columns = self._grades(cell, entry, found, facts)
-        rows = [{**facts, **metric} for metric in _metrics(entry or {}, found)]
+        rows = [{**facts, **metric, **_without_number(facts, metric)} for metric in _metrics(entry or {}, found)]
         for row in rows:
             match = grades.formula(row["metric"], row["value"], columns, row["unit"]) if columns else None
             row["numerator"] = match.numerator if match else ""
@@ -65,9 +66,8 @@ class Gathered:
             row["scale"] = match.scale if match else None
         if graded:
             self.items.append(_item_table(facts, graded, columns))
-        for stage, record in found.records.items():
-            if stack := cells.stack_of(record):
-                self._stacks.setdefault(stage, []).append((rows, stack))
+        stacks = {stage: cells.stack_of(record) for stage, record in found.records.items()}
+        self._stacks.append((rows, {stage: stack for stage, stack in stacks.items() if stack}))
         self.runs += rows
 
     def _held(self, place: Path, cell: dict, found: Outcome) -> Outcome:
@@ -95,20 +95,22 @@ class Gathered:
         found = self._held(cells.cost_path(cell).parent, cell, cells.cost_outcome(self.root, cell))
         row = {**cells.identity(self.plan, cell), **_cost_facts(found)}
         del row["seed"]
-        if stack := cells.stack_of(found.records["cost"], hardware=True):
-            self._stacks.setdefault("cost", []).append(([row], stack))
+        stack = cells.stack_of(found.records["cost"], hardware=True)
+        self._cost_stacks.append(([row], {"cost": stack} if stack else {}))
         return row
 
-    def _mark_stacks(self, stage: str) -> str:
-        """Fill ``stack`` and ``other_stack``; what most records of a stage were made with is the reference."""
-        reference = cells.commonest([stack for _, stack in self._stacks[stage]])
-        for rows, stack in self._stacks[stage]:
-            for row in rows:
+
+def _mark_stacks(made: list[tuple[list[dict], dict[str, str]]]) -> dict[str, str]:
+    """Fill ``stack`` and ``other_stack`` of rows from the stack of each of their stages. Returns the reference of each."""
+    ended = [stacks for rows, stacks in made if rows[0]["status"] == "ok" and not rows[0]["stale"]]
+    reference = cells.reference_stacks(ended, [stacks for _, stacks in made])
+    for rows, stacks in made:
+        differences = {stage: cells.stack_difference(stack, reference[stage]) for stage, stack in stacks.items()}
+        for row in rows:
+            for stack in stacks.values():
                 row["stack"] = cells.short_hash(row["stack"] + stack)
-                if stack != reference and (difference := cells.stack_difference(stack, reference)):
-                    known = row["other_stack"].split("; ") if row["other_stack"] else []
-                    row["other_stack"] = "; ".join(dict.fromkeys([*known, difference]))
-        return reference
+            row["other_stack"] = "; ".join(dict.fromkeys(filter(None, differences.values())))
+    return reference
 
 
 def _facts(cell: dict, entry: dict, found: Outcome) -> dict[str, Any]:
@@ -162,6 +164,14 @@ def _metrics(entry: dict, found: Outcome) -> list[dict[str, Any]]:
     if not values or found.status != "ok":
         values = {headline: None}
     return [{**_about(score, name, headline), "value": value, "texts": _json(texts)} for name, value in values.items()]
+
+
+def _without_number(facts: dict[str, Any], metric: dict[str, Any]) -> dict[str, str]:
+    """How the row of a headline ended whose score has no number for it, as where no verdict of a judge was one."""
+    if facts["status"] != "ok" or not facts["eval"] or not metric["headline"] or _known(metric["value"]):
+        return {}
+    reason = f"the score has no number for its headline {metric['metric']}".rstrip()
+    return {"status": cells.NO_VALUE, "stage": "score", "reason": reason}
 
 
 def _about(score: dict, name: str, headline: str) -> dict[str, Any]:
@@ -239,6 +249,10 @@ def _epoch_seconds(row: dict, name: str, measured: float | None, steps: int | No
         return None
     whole = measured if measured is not None else median * steps if steps else None
     return None if whole is None else whole * step / median
+
+
+def _known(value: Any) -> bool:
+    return value is not None and value == value
 
 
 def plain(value: Any) -> str:

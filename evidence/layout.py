@@ -48,9 +48,9 @@ class Table:
 def markdown(table: Table) -> str:
     """The table as GitHub Markdown, aligned so that it reads as plain text, too."""
     heads = [f"{head}: {sub}" if head else sub for head, subheads in table.heads for sub in subheads]
-    rows = [[*table.stub, *heads]]
+    rows = [[markdown_escape(text) for text in (*table.stub, *heads)]]
     for group in table.groups:
-        body = [[_markdown_escape(text) for text in row] for row in table.padded(group)]
+        body = [[markdown_escape(text) for text in row] for row in table.padded(group)]
         if body and body[0][0]:
             body[0][0] = f"**{body[0][0]}**"
         rows += body
@@ -59,8 +59,8 @@ def markdown(table: Table) -> str:
         "| " + " | ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) + " |" for row in rows
     ]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    notes = "".join(f"- {_markdown_escape(note)}\n" for note in table.notes)
-    return f"# {table.title}\n\n" + "\n".join(lines) + "\n" + (f"\n{notes}" if notes else "")
+    notes = "".join(f"- {markdown_escape(note)}\n" for note in table.notes)
+    return f"# {markdown_escape(table.title)}\n\n" + "\n".join(lines) + "\n" + (f"\n{notes}" if notes else "")
 
 
 def latex(table: Table, label: str) -> str:
@@ -164,5 +164,6 @@ def tex(text: str) -> str:
     return "".join(_TEX.get(character, character) for character in text)
 
 
-def _markdown_escape(text: str) -> str:
+def markdown_escape(text: str) -> str:
+    """Text whose characters neither part the cells of a table nor become tags or emphasis."""
     return re.sub(r"([|*`<])", r"\\\1", text)

@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from evidence.cells import NO_VALUE
 from evidence.layout import Group, Table
 from evidence.names import LOSS_UNITS
 from evidence.trials import tried
@@ -145,7 +146,7 @@ def _search(points: list[tuple[float, dict]]) -> Search:
 
 def _fault(row: dict) -> str:
     """Why a run may not be compared with others; empty where it may."""
-    if row["status"] != "ok":
+    if row["status"] not in ("ok", NO_VALUE):  # of a score, which plays no part here
         return str(row["status"])
     if row["stale"]:
         return "stale"
@@ -161,12 +162,12 @@ def rates_table(collected: Collected, title: str) -> Table | None:
     if not found:
         return None
     rates = sorted({rate for search in found for rate in search.points})
-    heads = [("Validation loss at learning rate", [f"{rate:.0e}" for rate in rates]), ("", ["chosen", "seeds"])]
+    heads = [("Validation loss at learning rate", [f"{rate:g}" for rate in rates]), ("", ["chosen", "seeds"])]
     table = Table(title, ("Model, corpus", "Setting"), heads, [], [])
     groups: dict[tuple[str, str], Group] = {}
     for search in found:
         group = groups.setdefault((search.model, search.corpus), Group([search.model_label, search.corpus_label]))
-        chosen = "—" if search.best is None else f"{search.best:.0e}" + (" (edge)" if search.at_edge else "")
+        chosen = "—" if search.best is None else f"{search.best:g}" + (" (edge)" if search.at_edge else "")
         cells = [_cell(search, rate) for rate in rates]
         group.rows.append([search.setting, *cells, chosen, str(search.seeds)])
         table.records += [

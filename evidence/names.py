@@ -50,7 +50,8 @@ def label_of(variant: str) -> str:
     family = family_of(variant)
     if not family:
         return variant
-    rest = f"-{variant}-".replace(f"-{family}-", "-", 1).strip("-").split("-")
+    words = f"-{variant}-".replace(f"-{family}-", "-", 1).strip("-")
+    rest = re.split(r"(?<!\de)-", words)  # the minus of 1e-5 parts no words
     bridged = "peft" in rest
     added = [re.sub(r"^([a-z])(\d+)$", r"\1=\2", word) for word in rest if word not in ("", "peft")]
     return " ".join([FAMILIES[family], *added]) + (" (PEFT)" if bridged else "")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 CONFIDENCE = 0.95
 LEAST_P = 1e-12  # that is told from 0
+ROUNDING = 1e-9  # of the largest difference: an error below it is that of the arithmetic
 LEAST_SEEDS = 3  # for an interval that covers the choice of seeds
 
 
@@ -66,7 +67,7 @@ def paired_difference(first: np.ndarray, second: np.ndarray, confidence: float =
     whole = seeds >= LEAST_SEEDS
     between = between if whole else 0.0
     error = math.sqrt(between + rest)
-    if error == 0:
+    if error <= ROUNDING * abs(d).max():
         return Difference(value, 0.0, math.nan, math.nan, 1.0, math.nan, "no spread", seeds, items)
     critical = cochran((1 - confidence) / 2, between, df, rest, items - 1)
     kind = "seeds and items" if whole else "items only"

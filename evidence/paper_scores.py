@@ -171,8 +171,9 @@ def gap_table(paper: str, spec: dict, collected: Collected) -> Table:
         table.groups.append(group)
     table.notes = [
         "Share closed: (method less low) / (high less low), paired on shared seeds and items, with Fieller's interval; 1 is "
-        "the whole gap. Refused where the gap itself is not told from zero, as a ratio to nothing says nothing. With fewer "
-        "than three shared seeds the intervals leave the choice of seeds out.",
+        "the whole gap. Refused where the gap itself is not told from zero (by the larger critical value of the two "
+        "differences), as a ratio to nothing says nothing. With fewer than three shared seeds the intervals leave the choice "
+        "of seeds out.",
         *left_out(_panels(spec, collected), names),
     ]
     return table
@@ -193,7 +194,8 @@ def _gap_rows(row: dict, spec: dict, collected: Collected, names: dict, table: T
             own, low, high = arrays
             share = share_closed(own, low, high)
             gap = share.gap
-            width = f"{gap.value:+.{digits}f} [{gap.low:+.{digits}f}, {gap.high:+.{digits}f}]"
+            width = f"{gap.value:+.{digits}f}"
+            width += f" [{gap.low:+.{digits}f}, {gap.high:+.{digits}f}]" if gap.error else ""
             table.records.append(
                 {"benchmark": row["title"], "model": model, "variant": variant, "gap": gap.value, "gap low": gap.low,
                  "gap high": gap.high, "share": share.value, "low": share.low, "high": share.high, "covers": gap.kind,

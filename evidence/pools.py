@@ -1,8 +1,8 @@
 """Runs of one method, pooled over seeds: what stands in a cell of a table or at a dot of a figure.
 
-Only what is comparable is averaged: runs that ended ok, belong to the plan's specification, and come from the software
-stack of most records. The others stay in the pool, visible, and out of the average. Where none is comparable, the
-largest uniform rest is averaged and carries a mark.
+Only what is comparable is averaged: runs that ended ok, belong to the plan's specification, and come from the reference
+software (``cells.reference_stacks``). The others stay in the pool, visible, and out of the average. Where none is
+comparable, the largest uniform rest is averaged and carries a mark.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from evidence import stats
+from evidence.cells import NO_VALUE
 from evidence.grades import Formula
 from evidence.paired import linearised
 from evidence.stats import Interval, Spread
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from evidence.collected import Collected
 
 STALE, OTHER_STACK = "‡", "†"
+NO_SUCH_METRIC = "no such metric"  # of a score that ended well and tells others
 RUN = ("model", "corpus", "variant", "eval", "seed")
 
 
@@ -71,7 +73,9 @@ class Pool:
     @property
     def absent(self) -> bool:
         """Does the row not exist at all, such as a majority class for a translation?"""
-        return all(run.status == "skipped" and run.stage == "score" or run.status == "no value" for run in self.runs)
+        return all(
+            run.status == "skipped" and run.stage == "score" or run.status == NO_SUCH_METRIC for run in self.runs
+        )
 
 
 @dataclass
@@ -124,7 +128,8 @@ def panels(collected: Collected, reference: bool = True, also: Sequence[str] = (
         for row in rows.to_dict("records"):  # a data frame for each cell of a large grid would take minutes
             cells.setdefault((row["variant"], row["model"]), {}).setdefault(int(row["seed"]), []).append(row)
         for metric in named["metric"].unique() if len(named) else [""]:
-            panel = Panel(corpus, evaluation, metric, rows[(rows["metric"] == metric) | (rows["status"] != "ok")])
+            failed = ~rows["status"].isin(("ok", NO_VALUE))
+            panel = Panel(corpus, evaluation, metric, rows[(rows["metric"] == metric) | failed])
             formula = _formula(panel.facts)
             panel.floors = _floors(panel.facts)
             panel.pools = {
@@ -151,10 +156,11 @@ def _pool(seeds: dict[int, list[dict]], metric: str, items: dict, formula: Formu
     runs, rows = [], {}
     for seed, of_seed in sorted(seeds.items()):
         row = next((row for row in of_seed if row["metric"] == metric), None)
-        scored = row is not None and row["status"] == "ok" and _known(row["value"])
+        status = row["status"] if row else of_seed[0]["status"]
+        if status == "ok" and not (row and _known(row["value"])):
+            status = NO_VALUE if row else NO_SUCH_METRIC
         rows[seed] = row = row or of_seed[0]
-        status = "no value" if row["status"] == "ok" and not scored else row["status"]
-        value = float(row["value"]) if scored else None
+        value = float(row["value"]) if status == "ok" else None
         said = (row[name] for name in ("stage", "reason", "stale", "other_stack", "stack"))
         runs.append(Run(seed, value, status, *said))
     used = comparable(runs)

@@ -37,7 +37,7 @@ class Number:
 
 
 def read_reported(paper: str, file: str) -> list[Number]:
-    """All rows of a file. Raises EvidenceError where it is missing or of neither layout."""
+    """All rows of a file. Raises EvidenceError where it is missing, of neither layout, or lacks a column."""
     path = ROOT / "papers" / paper / "reported" / file
     if not path.is_file():
         raise EvidenceError(
@@ -47,7 +47,10 @@ def read_reported(paper: str, file: str) -> list[Number]:
         rows = list(csv.DictReader(lines))
     if rows and not {"benchmark", "average"} <= set(rows[0]) and not {"task", "value"} <= set(rows[0]):
         raise EvidenceError(f"{path}: columns {', '.join(rows[0])}: neither benchmark and average nor task and value.")
-    return [_number(row) for row in rows]
+    try:
+        return [_number(row) for row in rows]
+    except KeyError as error:
+        raise EvidenceError(f"{path}: no column {error}. Add it, or fetch the file again.") from None
 
 
 def chosen(numbers: list[Number], wanted: dict[str, str]) -> list[Number]:

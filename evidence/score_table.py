@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -120,12 +121,15 @@ def average(pool: Pool, digits: int) -> str:
 
 
 def decimals(panel: Panel) -> int:
-    """Digits after the point: three for likelihoods and shares, one for per cents and large numbers."""
+    """Digits after the point: three for likelihoods and shares, one for per cents and large numbers, three that are not zero
+    where all scores lie below a tenth."""
     values = [run.value for pool in panel.pools.values() for run in pool.runs if run.value is not None]
     largest = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
     unit = str(panel.first("unit"))
     if "%" in unit:
         return 1
+    if 0 < largest < 0.1:
+        return 2 - math.floor(math.log10(largest))
     if "nat" in unit or "bit" in unit or (largest <= 1 and not unit):
         return 3
     return 1 if largest >= 10 else 2
@@ -138,10 +142,14 @@ def _run(run: Run, digits: int) -> str:
 
 
 def names_of(collected: Collected) -> dict[str, str]:
-    """Labels of models and variants."""
-    runs = collected.runs
-    pairs = [(kind, runs.drop_duplicates(kind)) for kind in ("model", "variant")]
-    return {name: label for kind, rows in pairs for name, label in zip(rows[kind], rows[f"{kind}_label"], strict=True)}
+    """Labels of models and variants; those that share one bear their names in brackets."""
+    names = {}
+    for kind in ("model", "variant"):
+        rows = collected.runs.drop_duplicates(kind)
+        counts = Counter(rows[f"{kind}_label"])
+        for name, label in zip(rows[kind], rows[f"{kind}_label"], strict=True):
+            names[name] = label if counts[label] == 1 else f"{label} ({name})"
+    return names
 
 
 def _variants(collected: Collected, panel: Panel) -> list[str]:

@@ -165,6 +165,35 @@ def test_norms_that_start_high_and_level_off():
     assert "trains 1.4 epochs; 6 or more would show" in short[2].text
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("odd", [0.0, np.nan, np.inf])
+def test_norms_without_a_logarithm_are_left_out(odd):
+    claim = {"kind": "norms", "method": "hybrid", "others": ["lora"], "start": 5, "epoch": 5}
+    harmed = {0: [1], 1: [0, 1, 2], 2: [30]}  # steps by seed: seed 1 has no start
+    rows = [(*row[:5], odd) if row[2] in harmed[row[1]] else row for row in norms(20.0, 0.01, "hybrid")]
+    start, level, gap = judged(claim, rows + [(*row[:5], odd) for row in norms(20.0, 0.01, "lora")])
+    assert "norm of the first 3 steps 19." in start.text and "2 seeds" in start.text and level.verdict == SUPPORTED
+    assert gap.text.startswith("lora: nothing")
+    ended = [(*row[:5], odd) if 20 <= row[2] < 24 else row for row in norms(20.0, 0.01, "hybrid", steps=28)]
+    assert judged({**claim, "others": []}, ended)[1].text.endswith("no norms of epoch 5 and the next")
+
+
+def test_a_search_without_the_curve_has_no_finding():
+    found = collected(norms(9.0, 0.1, "lora-1e-3") + norms(9.0, 0.1, "lora-1e-2"))
+    rates = found.runs["variant"].str.removeprefix("lora-").astype(float)
+    found.runs = found.runs.assign(
+        method="lora", model_label="M", corpus_label="C", status="ok", stale="", other_stack="", parameters_trained=1,
+        validation_last=rates, hyperparameters=[f'{{"learning_rate": {rate}}}' for rate in rates],
+    )  # fmt: skip
+    assert curve_findings({"kind": "shift", "method": "hybrid"}, found, {}) == []
+
+
+@pytest.mark.filterwarnings("error")
+def test_losses_that_are_no_numbers_enter_no_difference():
+    rows = [(*row[:5], np.nan) if row[:2] == ("lora", 0) and row[2] == 1 else row for row in losses(-0.2)]
+    assert "2 seeds" in curve_findings(EARLY, collected(rows), {})[0].text
+
+
 def test_failed_and_stale_curves_enter_nothing():
     found = collected(losses(-0.2))
     frame = found.curves(["loss"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import fake_results
@@ -10,10 +11,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from evidence import collect, grades
-from evidence.cells import EvidenceError
-from evidence.collected import Collected
+from evidence import collect, grades, tables
+from evidence.cells import EvidenceError, stack_of
+from evidence.collected import Collected, FromRecords
 from evidence.curves import read_curve
+from evidence.gather import Gathered
 from evidence.pools import panels
 from harness import record
 
@@ -67,6 +69,30 @@ def test_stale_and_other_software_are_marked(tree):
     assert list(stale["stale"]) == ["train"] and list(stale["status"]) == ["ok"]
     assert list(other["other_stack"]) == ["torch 2.12.0 (2.13.0)"]
     assert (select(runs, variant="full")["other_stack"] == "").all()
+
+
+def test_all_stages_of_a_run_have_one_reference_stack(tmp_path):
+    """Five seeds, of which the first three come from other software and two of these are not scored yet."""
+    plan = fake_results.build(tmp_path, failures=False, seeds=(0, 1, 2, 3, 4), corpora=("headlines",))
+    for path in tmp_path.glob("runs/*/*/*/seed[012]/**/*.json"):
+        if {"untuned", "majority"} & set(path.parts):
+            continue
+        if "seed2" not in path.parts and path.name != "train.json":
+            path.unlink()
+        else:
+            record.write(path, {**record.read(path), "provenance": fake_results.OTHER})
+    gathered = Gathered(plan)
+    found = panels(FromRecords(plan), reference=False)[0].pools["lora", "tiny-llama"]
+    assert found.used == (3, 4) and found.mark == "" and [run.mark for run in found.runs] == ["†", "†", "†", "", ""]
+    stack = stack_of({"provenance": fake_results.STACK})
+    assert [gathered.reference_stack[stage] for stage in ("train", "predict", "score")] == [stack] * 3
+
+
+def test_what_is_stale_or_failed_chooses_no_reference_stack(tmp_path):
+    plan = fake_results.build(tmp_path, failures=False, seeds=(0, 1, 2), corpora=("headlines",))
+    for path in tmp_path.glob("runs/*/*/*/seed[12]/**/*.json"):
+        record.write(path, {**record.read(path), "provenance": fake_results.OTHER, "key": "another"})
+    assert panels(FromRecords(plan), reference=False)[0].pools["lora", "tiny-llama"].used == (0,)
 
 
 def test_values_are_the_records_own(tree):
@@ -230,6 +256,49 @@ def test_a_curve_counts_a_repeated_step_once_and_forgives_a_cut_last_line(tmp_pa
     path.write_text('{"step": 0, "loss": 2.0}\n{"st\n{"step": 1, "loss": 1.0}\n')
     with pytest.raises(ValueError, match="line 2"):
         read_curve(path)
+
+
+@pytest.mark.parametrize(
+    ("harm", "told"),
+    [
+        (lambda path: path.unlink(), "the record names this file and it is not there"),
+        (
+            lambda path: path.write_text('{"step": 0, "loss": 1.0}\n'),
+            "not the file that the record was written with (sha256)",
+        ),
+    ],
+)
+def test_a_curve_that_is_not_its_record_s_is_left_out_and_told(tree, tmp_path, harm, told):
+    shutil.copytree(tree[0], tmp_path / "fake")
+    path = tmp_path / "fake/runs/tiny-bert/headlines/lora/seed0/curves.jsonl"
+    harm(path)
+    collect.main(["--plan", str(tmp_path / "fake/plan.json"), "--out", str(tmp_path / "collected")])
+    found = Collected(tmp_path / "collected")
+    assert f"{path}: {told}. Train this cell again." in found.suite["problems"]
+    losses = select(found.curves(["loss"]), model="tiny-bert", variant="lora")
+    assert set(losses["seed"]) == {1}
+
+
+def test_a_curve_that_is_no_text_is_named(tmp_path):
+    path = tmp_path / "curves.jsonl"
+    path.write_bytes(b'{"step": 0, "loss": 1.0}\n\xff\xfe\n')
+    with pytest.raises(ValueError, match=r"curves\.jsonl: damaged, not UTF-8"):
+        read_curve(path)
+
+
+@pytest.mark.parametrize(
+    "name", ["suite.json", "runs.parquet", "costs.parquet", "items.parquet", "curves.parquet", "trials.parquet"]
+)
+def test_a_damaged_collection_is_named(tree, tmp_path, name, capsys):
+    shutil.copytree(tree[0] / "collected", tmp_path / "collected")
+    path = tmp_path / "collected" / name
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(EvidenceError, match=rf"{re.escape(str(path))}: damaged \(.*Collect again"):
+        found = Collected(tmp_path / "collected")
+        [found.runs, found.costs, found.trials, found.items, found.curves(["loss"])]
+    if name in ("suite.json", "runs.parquet"):
+        assert tables.main(["--collected", str(tmp_path / "collected"), "--out", str(tmp_path / "tables")]) == 2
+        assert capsys.readouterr().err.startswith(f"{path}: damaged (")
 
 
 def test_formula_prefers_the_field_named_like_the_metric_and_believes_no_chance_zero():

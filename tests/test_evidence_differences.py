@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import fake_results
 import numpy as np
+import pandas as pd
 import pytest
 
 from evidence import collect, tables
 from evidence.collected import Collected
 from evidence.difference_table import difference_table
 from evidence.paired import holm, paired_difference
-from evidence.pools import panels
+from evidence.pools import Panel, Pool, Run, panels
+from evidence.score_table import decimals
+from evidence.stats import spread
 from harness import record
 
 
@@ -50,6 +53,23 @@ def test_two_seeds_are_marked_and_the_reference_is_named(collected):
     assert any(note.startswith("* items only") for note in table.notes)
     cells = [text for group in table.groups for row in group.rows for text in row if "[" in text]
     assert cells and all(text.endswith("]*") for text in cells)
+
+
+@pytest.mark.parametrize(
+    ("values", "unit", "digits"),
+    [
+        ((2.1e-6, 3.3e-6), "", 8),
+        ((0.012, 0.034), "nats/token", 4),
+        ((0.0, 0.0), "", 3),
+        ((0.04, 0.02), "%", 1),
+        ((0.4, 0.02), "", 3),
+    ],
+)
+def test_scores_far_below_one_have_digits_that_tell_them_apart(values, unit, digits):
+    runs = [Run(seed, value, "ok", "score", "", "", "", "") for seed, value in enumerate(values)]
+    pool = Pool(runs, spread(values), None, (0, 1), "", None, None)
+    panel = Panel("c", "e", "m", pd.DataFrame({"unit": [unit]}), {("lora", "m"): pool})
+    assert decimals(panel) == digits
 
 
 def test_baselines_and_scores_that_are_no_means_are_left_out(collected):

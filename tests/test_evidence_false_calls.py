@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import types
+
 import fake_results
 import numpy as np
 import pytest
@@ -79,6 +81,13 @@ def test_the_section_replaces_itself_and_survives_a_new_simulation(tmp_path, mon
     monkeypatch.setattr(coverage, "page", lambda found, experiments: "# New\n")
     coverage.main(["--out", str(page)])
     assert page.read_text() == "# New\n\n" + text[text.index("## On real runs") :]
+
+
+def test_a_bar_in_a_label_breaks_no_row(tmp_path):
+    pool = types.SimpleNamespace(used=range(8), spread=types.SimpleNamespace(sd=1.0), n_items=64)
+    rate = false_calls.Rate(3, 10, 0.05, 0.0, 0.1, 0.2)
+    row = false_calls.section([("A|B, model", "x|y", pool, rate)], "fake").splitlines()[-1]
+    assert row.startswith(r"| A\|B, model | x\|y | 8 (1.0) | 64 |")
 
 
 def test_the_suite_s_methods_are_judged_apart(tmp_path):

@@ -192,6 +192,21 @@ def test_a_reference_that_does_not_get_below_its_start_sets_no_target(collected)
         plt.close(figure)
 
 
+def test_a_reference_whose_validations_are_no_numbers_sets_no_target(collected):
+    curves = collected.curves(["validation_loss"])
+    curves.loc[(curves["model"] == "tiny-bert") & (curves["variant"] == "lora"), "value"] = math.nan
+    beside = types.SimpleNamespace(
+        suite=collected.suite, costs=collected.costs, runs=collected.runs, curves=lambda names: curves
+    )
+    works, look = workloads(beside), styles(collected.suite["variants"])
+    (left,) = (work.label for work in works if work.model == "tiny-bert")
+    drawn = [*target_pages(works, look), *profile_pages(works, look)]
+    assert len(drawn) == 2
+    for figure in drawn:
+        assert f"no validation of LoRA is a number: {left}." in " ".join(figure.get_supxlabel().split())
+        plt.close(figure)
+
+
 # --------------------------------------------------------------------------- table and figures
 
 

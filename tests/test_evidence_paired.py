@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats as distributions
 
-from evidence import coverage, paired
+from evidence import coverage, equivalence, paired
+from evidence.pools import ItemValues, Pool
 
 RNG = np.random.default_rng
 
@@ -79,6 +80,21 @@ def test_without_any_spread_there_is_no_interval():
     found = paired.paired_difference(np.ones((3, 4)), np.zeros((3, 4)))
     assert (found.kind, found.value, found.p) == ("no spread", 1.0, 1.0)
     assert np.isnan([found.low, found.high, paired.detectable(found)]).all()
+
+
+@pytest.mark.parametrize("score", [0.0, 100.0])
+@pytest.mark.parametrize("reported", [57.3, 12.1, 0.1, 33.3, 84.4])
+@pytest.mark.parametrize("shape", [(1, 64), (3, 64), (3, 1319), (3, 164)])
+def test_what_rounding_alone_spreads_has_no_spread(score, reported, shape):
+    found = equivalence.to_reported(
+        Pool([], None, None, (0,), "", None, None, ItemValues(np.full(shape, score), ())), reported, 1.0
+    )
+    assert (found.difference.kind, found.difference.error, found.verdict) == ("no spread", 0.0, "undecided")
+    assert "no interval" in found.text()
+    little = paired.paired_difference(
+        np.full(shape, score) + 1e-4 * RNG(0).normal(size=shape), np.full(shape, reported)
+    )
+    assert little.kind != "no spread" and little.low < little.value < little.high
 
 
 def test_a_ratio_of_sums_is_the_mean_of_its_linearised_items():

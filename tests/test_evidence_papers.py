@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from fake_results import MANY, collected
 
-from evidence import notebook, paper_scores, paper_tables
+from evidence import notebook, paper_scores, paper_tables, reported
 from evidence.cells import EvidenceError
 from evidence.collected import Collected
 from evidence.gap import share_closed
@@ -130,6 +130,17 @@ def test_less_reported_stands_only_on_the_paper_s_own_model(fake, monkeypatch):
     assert row[3].startswith("equivalent within ±100")
 
 
+@pytest.mark.parametrize("lacking", ["metric", "method", "paper"])
+def test_a_reported_file_without_a_column_names_both(lacking, tmp_path, monkeypatch):
+    monkeypatch.setattr(reported, "ROOT", tmp_path)
+    path = tmp_path / "papers/p/reported/a.csv"
+    path.parent.mkdir(parents=True)
+    columns = [name for name in ("paper", "table", "task", "metric", "model", "method", "value") if name != lacking]
+    path.write_text(",".join(columns) + "\n" + ",".join("1" * len(columns)) + "\n")
+    with pytest.raises(EvidenceError, match=f"a\\.csv: no column '{lacking}'"):
+        reported.read_reported("p", "a.csv")
+
+
 def test_a_table_that_asks_for_what_is_not_there_is_refused(fake, tmp_path, monkeypatch, capsys):
     assert paper_tables.main(["nobody", "--collected", str(fake.folder), "--out", str(tmp_path)]) == 2
     assert "no such paper" in capsys.readouterr().err
@@ -204,6 +215,27 @@ def test_the_share_is_the_ratio_and_its_bounds_solve_fieller_s_equation():
     assert (lowered.value, lowered.low, lowered.high) == pytest.approx((found.value, found.low, found.high))
     whole = share_closed(high, low, high)
     assert whole.value == 1.0 and whole.low == pytest.approx(1.0) and whole.high == pytest.approx(1.0)
+
+
+def test_a_method_whose_seeds_scatter_more_than_the_gap_s_has_bounds_around_its_share_or_none():
+    refused = 0
+    for seed in range(150):
+        draw = np.random.default_rng(seed)
+        item = draw.normal(0, 20, (1, 64))
+        low, high, method = (item + draw.normal(0, 10, (3, 64)) + shift for shift in (0, 6, 4))
+        found = share_closed(method + draw.normal(0, 3, (3, 1)), low, high)
+        if found.value is not None:
+            assert found.low <= found.value <= found.high
+        elif found.gap.low > 0:
+            refused += 1
+            assert re.search(r"^refused: the gap, \+[\d.]+ \[-[\d.]+, \+[\d.]+\], may be none$", found.text())
+    assert refused
+
+
+def test_a_gap_that_is_the_same_on_every_item_has_no_interval(monkeypatch):
+    same = np.full((3, 60), 20.0)
+    row = gap_of(monkeypatch, {"lora": pool(same), "lorsum": pool(same + 0.3), "svdlora": pool(same + 0.7)})
+    assert row[2] == "+0.7" and row[3] == "refused: the gap, +0.70, is the same on every item"
 
 
 def gap_of(monkeypatch, pools):

@@ -92,12 +92,23 @@ def test_a_rate_with_a_run_that_may_not_be_compared_is_never_chosen(runs, change
     assert lora.points[1e-3][1:3] == (None, status) and lora.best == 1e-4
 
 
+def test_a_score_without_a_number_keeps_no_rate_from_being_chosen(runs):
+    assert searches(runs.assign(status=runs["status"].replace("ok", "no value")))[0].best == 1e-3
+
+
+def test_rates_of_one_decade_have_heads_of_their_own():
+    rates = (1e-4, 1.5e-4, 2e-6)
+    runs = pd.DataFrame([row(f"lora-{rate:g}", rate, 1.0 - 1000 * rate) for rate in rates])
+    table = rates_table(types.SimpleNamespace(runs=runs), "T")
+    assert table.heads[0][1] == ["2e-06", "0.0001", "0.00015"] and table.groups[0].rows[0][-2] == "0.00015 (edge)"
+
+
 def test_a_rate_that_lacks_a_seed_of_the_others_is_never_chosen_and_says_so(runs):
     missing = (runs["variant"] == "lora-1e-3") & (runs["seed"] == 8)  # as it never ran, nothing tells its rate
     table = rates_table(
         types.SimpleNamespace(runs=runs.assign(hyperparameters=runs["hyperparameters"].mask(missing, ""))), "T"
     )
-    assert table.groups[0].rows[0] == ["lora", "[0.6100]", "1 of 2 seeds", "diverged", "1e-04 (edge)", "2"]
+    assert table.groups[0].rows[0] == ["lora", "[0.6100]", "1 of 2 seeds", "diverged", "0.0001 (edge)", "2"]
 
 
 def test_a_run_with_two_evals_counts_once(runs):
@@ -108,8 +119,8 @@ def test_a_run_with_two_evals_counts_once(runs):
 def test_the_table_marks_the_choice_and_names_failures(runs):
     table = rates_table(types.SimpleNamespace(runs=runs), "Rates")
     lora, hybrid = table.groups[0].rows
-    assert lora == ["lora", "0.6100", "[0.5200]", "diverged", "1e-03", "2"]
-    assert hybrid == ["hybrid", "[0.5800]", "0.5900", "", "1e-04 (edge)", "1"]
+    assert lora == ["lora", "0.6100", "[0.5200]", "diverged", "0.001", "2"]
+    assert hybrid == ["hybrid", "[0.5800]", "0.5900", "", "0.0001 (edge)", "1"]
     assert table.heads[0][0] == "Validation loss at learning rate" and LOSS_UNITS in table.notes
     assert "[0.5200]" in markdown(table).replace("\\", "") and "diverged" in csv_text(table)
 

@@ -204,6 +204,24 @@ def test_judge_pending_is_no_failure(copy):
     assert not any("tiny-bert" in line for line in summary.failed_rows(Collected(copy / "collected")))
 
 
+def test_a_headline_without_a_number_keeps_its_row_and_is_no_result(copy):
+    """As where no verdict of a judge could be read; the majority class, which has no likelihood, has no row there."""
+    for seed in (0, 1):
+        path = copy / f"runs/tiny-bert/headlines/lora/seed{seed}/headlines-test/score.json"
+        score = record.read(path)
+        record.write(path, {**score, "metrics": {"accuracy": None, "reference_nll": 1.5}})
+    table = recollected(copy)
+    assert row(table, "LoRA", "Headlines", "accuracy")[4:6] == ["no value · no value", "—"]
+    said = "no value in score (the score has no number for its headline accuracy)"
+    assert f"Failed: Tiny BERT 22M, Headlines, LoRA, seed 1: {said}." in table.notes
+    likelihoods = group(table, "Headlines", "reference NLL")
+    assert [r[0] for r in likelihoods.rows] == ["LoRA"] and "reference NLL ↑" not in likelihoods.lines
+    collected = Collected(copy / "collected")
+    lines = [line for line in summary.failed_rows(collected) if "tiny-bert" in line]
+    assert lines[0].startswith("tiny-bert/headlines/lora/seed0/headlines-test: no value in score: the score has no")
+    assert "tiny-bert" in " ".join(lines) and len(lines) == 2
+
+
 def run(seed, value, stale="", stack="a", other=""):
     return Run(seed, value, "ok", "score", "", stale, other, stack)
 
@@ -268,6 +286,29 @@ def test_csv_has_the_tables_rows_unrounded(scores):
     assert oom["Tiny Llama 135M (Q4_1, dequantised): run seed1"] == "oom"
 
 
+def test_labels_with_bars_and_tags_break_no_markdown_table():
+    table = Table("A <b>|", ("a|b", "c"), [("x|y", ["u|v", "w"])], [Group(["g|h"], [["i|j", "k", "l"]])], [])
+    title, _, *rows = markdown(table).splitlines()
+    assert title == r"# A \<b>\|"
+    assert [len(re.findall(r"(?<!\\)\|", line)) for line in rows if line] == [5, 5, 5]
+
+
+@pytest.mark.parametrize("kind", ["model", "variant"])
+def test_those_that_share_a_label_are_told_apart(root, kind):
+    collected = Collected(root / "collected")
+    collected.runs = collected.runs.assign(**{f"{kind}_label": "Same"})
+    table = score_table(collected, "Scores")
+    rows = list(csv.DictReader(io.StringIO(csv_text(table))))
+    names = list(collected.runs[kind].unique())
+    if kind == "model":
+        assert [head for head, _ in table.heads] == [f"Same ({name})" for name in names]
+        shown = next(r for r in rows if r["variant"] == "full" and r["benchmark"] == "Headlines")
+        assert shown["Same (tiny-bert): average"] and shown["Same (tiny-llama): average"]
+        assert shown["Same (tiny-bert): average"] != shown["Same (tiny-llama): average"]
+    else:
+        assert {r["method"] for r in rows} == {f"Same ({name})" for name in names}
+
+
 def test_markdown_rows_have_one_width(scores):
     lines = [line for line in markdown(scores).splitlines() if line.startswith("|")]
     assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
@@ -324,6 +365,8 @@ def test_terminal_fits_its_columns(scores):
         ("peft-dora-r4", "DoRA r=4 (PEFT)"),
         ("boft-m2-b4", "BOFT m=2 b=4"),
         ("peft-adalora", "AdaLoRA (PEFT)"),
+        ("full-1e-5", "Full FT 1e-5"),
+        ("lora-r8-1.5e-4-kbase-b4", "LoRA r=8 1.5e-4 kbase b=4"),
         ("mine", "mine"),
     ],
 )
