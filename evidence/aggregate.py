@@ -7,7 +7,8 @@ same benchmark (a tie counts a half), averaged over benchmarks.
 
 The bootstrap is stratified by benchmark and draws in each both its runs and its items (A. B. Owen, "The pigeonhole
 bootstrap", Ann. Appl. Stat. 1, 2007: a little too wide rather than too narrow). Methods share the draws, as they share items
-and data order. Where fewer than three runs are there, they are taken as they are, and the interval is of the items only.
+and data order. Where fewer than three runs are there, they are taken as they are, and the interval is of the items only; where
+such a score is no mean over items either, nothing can be drawn, and there is no interval.
 """
 
 from __future__ import annotations
@@ -35,16 +36,20 @@ class Scores:
 
 @dataclass(frozen=True)
 class Estimate:
+    """A value and its interval; NaN where there is none."""
+
     value: float
     low: float
     high: float
 
 
 def iqm(scores: np.ndarray) -> np.ndarray:
-    """Mean of what is left of the last axis after its lowest and highest quarter (rounded down to whole scores)."""
+    """Mean of what is left of the last axis after its lowest and highest quarter (rounded down to whole scores); NaN where
+    one of them is."""
+    import numpy as np
     from scipy.stats import trim_mean
 
-    return trim_mean(scores, 0.25, axis=-1)
+    return np.where(np.isnan(scores).any(-1), np.nan, trim_mean(scores, 0.25, axis=-1))
 
 
 def improvement(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> np.ndarray:
@@ -54,12 +59,13 @@ def improvement(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> np
     shares = []
     for x, y in zip(first, second, strict=True):
         x, y = x[..., :, None], y[..., None, :]
-        shares.append(((x > y) + 0.5 * (x == y)).mean((-1, -2)))
+        unknown = np.isnan(x) | np.isnan(y)
+        shares.append(np.where(unknown, np.nan, (x > y) + 0.5 * (x == y)).mean((-1, -2)))
     return np.mean(shares, axis=0)
 
 
 def resampled(benchmark: dict[str, Scores], rng: np.random.Generator, draws: int = DRAWS) -> dict[str, np.ndarray]:
-    """Each method's runs in ``draws`` bootstrap samples of one benchmark: (draws, runs).
+    """Each method's runs in ``draws`` bootstrap samples of one benchmark: (draws, runs); NaN where nothing can be drawn.
 
     Methods with the same number of runs get the same runs in a draw; methods with the same number of items, the same items.
     """
@@ -77,6 +83,8 @@ def resampled(benchmark: dict[str, Scores], rng: np.random.Generator, draws: int
         count = runs.shape[1]
         if count >= LEAST_SEEDS:
             found[name] = np.take_along_axis(runs, (place[:, :count] * count).astype(int), axis=1)
+        elif benchmark[name].items is None:
+            found[name] = np.full_like(runs, np.nan)
     return found
 
 

@@ -190,7 +190,7 @@ def _fronts(one: Overview, collected: Collected, scored: list[Panel], drawn: dic
             method.memory = float(np.max([row["memory_peak_bytes"] for row in rows]))
             parts[variant] = rows
     placed = [v for v in parts if one.methods[v].quality]
-    if not placed:
+    if not placed or not all(_drawn(one.methods[v].quality) for v in placed):
         return
     quality = [iqm(np.concatenate([drawn[p.label + p.corpus][v][1] for p in scored], axis=1)) for v in placed]
     rng = np.random.default_rng(zlib.crc32(f"front/{one.model}".encode()))
@@ -250,8 +250,8 @@ def _cells(method: Method) -> list[str]:
     front = "—" if method.front is None else f"{100 * method.front:.0f} %"
     return [
         runs,
-        f"{quality.value:.1f} [{quality.low:.1f}, {quality.high:.1f}]{mark}" if quality else method.lacks,
-        f"{better.value:.2f} [{better.low:.2f}, {better.high:.2f}]{mark}" if better else "—",
+        _shown(quality, 1, mark) if quality else method.lacks,
+        _shown(better, 2, mark) if better else "—",
         f"{method.led[0]} of {method.led[1]}" if method.led[1] and not method.lacks else "—",
         f"{method.seconds:.1f}" if method.seconds is not None else method.cost_lacks,
         f"{method.memory / MIB:,.0f}" if method.memory is not None else "—",
@@ -259,9 +259,21 @@ def _cells(method: Method) -> list[str]:
     ]
 
 
+def _drawn(estimate: Estimate) -> bool:
+    """Whether it has an interval."""
+    return estimate.low == estimate.low
+
+
+def _shown(estimate: Estimate, digits: int, mark: str) -> str:
+    bounds = f" [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]{mark}" if _drawn(estimate) else ""
+    return f"{estimate.value:.{digits}f}{bounds}"
+
+
 def _record(one: Overview, variant: str, names: dict, method: Method) -> dict:
     ends = {
-        name: (e.value, e.low, e.high) if (e := getattr(method, name)) else (None,) * 3
+        name: (e.value, *((e.low, e.high) if _drawn(e) else (None, None)))
+        if (e := getattr(method, name))
+        else (None,) * 3
         for name in ("quality", "better")
     }
     return {
@@ -294,6 +306,11 @@ def _notes(made: list[Overview]) -> list[str]:
         "Tier 1: benchmarks whose best tier holds the method. On the front: share of draws in which no method is at least as "
         "good in IQM, time of a training and live tensors, and better in one; times are of one machine.",
     ]
+    if any(e and not _drawn(e) for one in made for m in one.methods.values() for e in (m.quality, m.better)):
+        lines.append(
+            "No interval, nor a place on the front: a score that is no mean over items has fewer than three runs, of which "
+            "nothing can be drawn."
+        )
     if any(method.items_only for one in made for method in one.methods.values()):
         lines.append(
             "* items only: fewer than three runs on a benchmark, so the interval leaves the choice of seeds out."

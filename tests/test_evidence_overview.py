@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 import shutil
 import types
 
@@ -72,10 +73,15 @@ def test_the_bootstrap_draws_runs_and_items_and_methods_share_the_draws():
     assert means.var() == pytest.approx(seeds + rows, rel=0.25)
 
 
-def test_two_runs_are_kept_and_a_score_that_is_no_mean_has_no_items():
+def test_two_runs_are_kept_and_of_a_score_that_is_no_mean_nothing_is_drawn():
     items = RNG(3).normal(50, 10, (2, 100))
     drawn = aggregate.resampled({"a": Scores(items.mean(1), items), "b": Scores(np.array([7.0, 9.0]))}, RNG(4), 500)
-    assert (drawn["b"] == [7.0, 9.0]).all()
+    assert np.isnan(drawn["b"]).all() and drawn["b"].shape == (500, 2)
+    both = np.concatenate([drawn["a"], drawn["a"], drawn["a"], drawn["b"]], axis=1)
+    assert np.isnan(aggregate.iqm(both)).all()  # not trimmed away
+    assert np.isnan(aggregate.improvement([drawn["a"]], [drawn["b"]])).all()
+    found = aggregate.estimate(8.0, drawn["b"].mean(1))
+    assert found.value == 8.0 and np.isnan([found.low, found.high]).all()
     first, second = drawn["a"].T
     assert np.corrcoef(first, second)[0, 1] < 0.5 and (first.mean(), second.mean()) == pytest.approx(
         items.mean(1), abs=0.2
@@ -250,6 +256,15 @@ def test_the_table_is_written_and_two_seeds_are_told(folder, tmp_path):
     table = overview_table(Collected(two), "T")
     assert all("*" in row[2] for group in table.groups for row in group.rows)
     assert any(note.startswith("* items only") for note in table.notes)
+
+
+def test_two_runs_of_a_score_that_is_no_mean_give_no_interval_and_no_front(tmp_path):
+    root = fake_results.collected(tmp_path / "fake", failures=False, seeds=(0, 1), corpora=("phrases-en-de",))
+    table = overview_table(Collected(root / "collected"), "Over all")
+    for row in table.groups[0].rows:
+        assert re.fullmatch(r"\d+\.\d", row[2]) and re.fullmatch(r"—|\d\.\d\d", row[3]) and row[-1] == "—"
+    assert all(record["iqm_low"] is None and record["front"] is None for record in table.records)
+    assert any(note.startswith("No interval, nor a place on the front") for note in table.notes)
 
 
 def test_figures_show_every_placed_method(collected):
