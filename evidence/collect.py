@@ -10,7 +10,8 @@ runs.parquet: one row per training x eval x metric (a single one with an empty v
     value is no such mean); n_items, eval_version
     status (ok, missing, "no value" of a headline that is no number, or the failure), with its stage and reason; stale: the
     stage whose record was made from another specification than the plan's, or with other values than its search chose;
-    stack: hash of software versions and device; other_stack: where it differs from that of most complete runs, in words
+    stack: hash of software versions and device; other_stack: where it, or the revision
+    of the model or of data, differs from that of most complete runs, in words
     steps, epoch_steps, batch_size (rows), hyperparameters (JSON), tokens_supervised, tokens_total
     (without padding, of all steps), tokens_probe (read before the first step, in no other count),
     parameters_{trained,effective,total}, loss_{first,last}, validation_{first,last} (nats/token, or squared error where

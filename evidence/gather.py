@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ class Gathered:
         self.items: list = []
         self._stacks: list[tuple[list[dict], dict[str, str]]] = []  # (rows, stack of each stage)
         self._cost_stacks: list[tuple[list[dict], dict[str, str]]] = []
+        self._data: list[tuple[list[dict], set[tuple[str, str]]]] = []  # (rows, revisions that they were made from)
         self._choices = choices(self.plan, self.root)
         for cell in self.chosen:
             for entry in cells.evals_of(cell) or [None]:
@@ -40,6 +42,7 @@ class Gathered:
         self.costs = [self._cost(cell) for cell in cells.cost_cells(self.plan) if corpus in (None, cell["corpus"])]
         self.trials = trial_rows(self.plan, self.root, corpus)
         self.reference_stack = _mark_stacks(self._stacks) | _mark_stacks(self._cost_stacks)
+        _mark_data(self._data)
 
     def suite(self) -> dict:
         """Names, orders and notes that tables and figures need beside the rows."""
@@ -68,6 +71,7 @@ class Gathered:
             self.items.append(_item_table(facts, graded, columns))
         stacks = {stage: cells.stack_of(record) for stage, record in found.records.items()}
         self._stacks.append((rows, {stage: stack for stage, stack in stacks.items() if stack}))
+        self._data.append((rows, _revisions(found)))
         self.runs += rows
 
     def _held(self, place: Path, cell: dict, found: Outcome) -> Outcome:
@@ -97,6 +101,7 @@ class Gathered:
         del row["seed"]
         stack = cells.stack_of(found.records["cost"], hardware=True)
         self._cost_stacks.append(([row], {"cost": stack} if stack else {}))
+        self._data.append(([row], _revisions(found)))
         return row
 
 
@@ -111,6 +116,24 @@ def _mark_stacks(made: list[tuple[list[dict], dict[str, str]]]) -> dict[str, str
                 row["stack"] = cells.short_hash(row["stack"] + stack)
             row["other_stack"] = "; ".join(dict.fromkeys(filter(None, differences.values())))
     return reference
+
+
+def _revisions(found: Outcome) -> set[tuple[str, str]]:
+    """(model or data, its revision) of all that a run's records were made from."""
+    return {pair for record in found.records.values() for pair in (record.get("assets") or {}).items()}
+
+
+def _mark_data(made: list[tuple[list[dict], set[tuple[str, str]]]]) -> None:
+    """Tell in ``other_stack`` what was made from another revision of a model or of data than most, as mirrors may differ."""
+    counts: dict[str, Counter[str]] = {}
+    for rows, pairs in made:
+        for name, revision in pairs if rows[0]["status"] == "ok" and not rows[0]["stale"] else ():
+            counts.setdefault(name, Counter())[revision] += 1
+    most = {name: count.most_common(1)[0][0] for name, count in counts.items()}
+    for rows, pairs in made:
+        told = [f"{name} of {found} ({most[name]})" for name, found in sorted(pairs) if most.get(name, found) != found]
+        for row in rows if told else ():
+            row["other_stack"] = "; ".join(filter(None, [row["other_stack"], *told]))
 
 
 def _facts(cell: dict, entry: dict, found: Outcome) -> dict[str, Any]:

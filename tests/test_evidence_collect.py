@@ -71,6 +71,18 @@ def test_stale_and_other_software_are_marked(tree):
     assert (select(runs, variant="full")["other_stack"] == "").all()
 
 
+def test_runs_on_other_data_than_most_are_marked_and_averaged_with_none(tmp_path):
+    """As where another machine's mirror holds other rows: every key is the same."""
+    plan = fake_results.build(tmp_path, failures=False, seeds=(0, 1, 2), corpora=("headlines",))
+    for path in tmp_path.glob("runs/*/*/*/*/train.json"):
+        mine = path.parts[-3:-1] == ("lora", "seed1")
+        record.write(path, {**record.read(path), "assets": {"headlines": "mirror 1a2b" if mine else "mirror 3c4d"}})
+    (panel,) = panels(FromRecords(plan), reference=False)[:1]
+    pool = panel.pools["lora", "tiny-llama"]
+    assert [run.other_stack for run in pool.runs] == ["", "headlines of mirror 1a2b (mirror 3c4d)", ""]
+    assert pool.used == (0, 2) and panel.pools["full", "tiny-llama"].used == (0, 1, 2)
+
+
 def test_all_stages_of_a_run_have_one_reference_stack(tmp_path):
     """Five seeds, of which the first three come from other software and two of these are not scored yet."""
     plan = fake_results.build(tmp_path, failures=False, seeds=(0, 1, 2, 3, 4), corpora=("headlines",))
