@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from evidence.style import PAGE_WIDTH, Style, footer, heading, legend_columns, pages
+from evidence.style import PAGE_WIDTH, Style, footer, heading, legend_columns, pages, row_scale, tick_names
 from evidence.time_to_target import MOST, Workload, profile, score, shared
 
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ PROFILE = (
 def target_pages(works: Sequence[Workload], styles: dict[str, Style]) -> list[Figure]:
     """Seconds of every run, a panel per (model, corpus) that has a target."""
     timed, text = _with_target(works), f"{TARGETS}{_without_target(works)}"
-    return [_page(timed[page], styles, text) for page in pages([_height(work) for work in timed])]
+    heights = [_height(work, _names(styles)) for work in timed]
+    return [_page(timed[page], styles, text) for page in pages(heights)]
 
 
 def profile_pages(works: Sequence[Workload], styles: dict[str, Style]) -> list[Figure]:
@@ -80,14 +81,20 @@ def _without_target(works: Sequence[Workload]) -> str:
     return "".join(f" No target, as {why}: {'; '.join(labels)}." for why, labels in left.items() if labels)
 
 
-def _height(work: Workload) -> float:
-    return 0.75 + 0.19 * len(work.seconds)
+def _names(styles: dict[str, Style]) -> dict[str, str]:
+    """Each variant's name as it stands beside its row."""
+    return dict(zip(styles, tick_names([style.label for style in styles.values()]), strict=True))
+
+
+def _height(work: Workload, names: dict[str, str]) -> float:
+    return 0.75 + 0.19 * len(work.seconds) * row_scale(list(names.values()))
 
 
 def _page(works: Sequence[Workload], styles: dict[str, Style], text: str) -> Figure:
     import matplotlib.pyplot as plt
 
-    heights = [_height(work) for work in works]
+    names = _names(styles)
+    heights = [_height(work, names) for work in works]
     figure, axes = plt.subplots(
         len(works),
         1,
@@ -112,10 +119,10 @@ def _page(works: Sequence[Workload], styles: dict[str, Style], text: str) -> Fig
                 )  # fmt: skip
         axis.axvline(1.06 * longest, color="#888888", linewidth=0.8)
         axis.set_xlim(0, 1.3 * longest)
-        axis.set_yticks(range(len(variants)), [styles[v].label for v in variants])
+        axis.set_yticks(range(len(variants)), [names[v] for v in variants])
         axis.set_ylim(len(variants) - 0.4, -0.6)
         axis.grid(axis="y", visible=False)
         axis.set_xlabel(f"seconds to a validation loss of {work.target:.3f} ({work.validations} validations a run)")
-        heading([axis], work.label)
+        heading([axis], work.label, list(names.values()))
     footer(figure, text)
     return figure

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from evidence.cells import EvidenceError
 from evidence.collected import Collected
+from evidence.labels import Labelled
 from evidence.style import styles, use_print_style
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for the figures")
     arguments = parser.parse_args(argv)
     try:
-        written = save(draw(Collected(arguments.collected)), arguments.out)
+        written = save(draw(Labelled(arguments.collected)), arguments.out)
     except EvidenceError as error:
         print(error, file=sys.stderr)
         return 2

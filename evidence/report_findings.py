@@ -37,6 +37,7 @@ def what_to_use(scores: Sequence[ScoreRow], costs: Sequence[CostRow]) -> str:
     if not contests:
         return "Nothing can be recommended: no benchmark compares two methods above its floor."
     where = _count(len(contests), "comparison")
+    everywhere = f"all of {where}" if len(contests) > 1 else "the one comparison"
     thin = (
         ""
         if all("*" not in row.tier for rows in contests for row in rows)
@@ -56,16 +57,16 @@ def what_to_use(scores: Sequence[ScoreRow], costs: Sequence[CostRow]) -> str:
         )
     paces = {method: pace for method in always if (pace := _pace(costs, method))}
     if len(always) == 1:
-        return f"{always[0]}: the only method that is among the best in all of {where} (a benchmark on a model)." + thin
+        return f"{always[0]}: the only method that is among the best in {everywhere} (a benchmark on a model)." + thin
     listed = _listed(always)
     if not paces:
         return (
-            f"{listed} are among the best in all of {where}; none of their costs was measured, so nothing decides."
+            f"{listed} are among the best in {everywhere}; none of their costs was measured, so nothing decides."
             + thin
         )
     cheapest = min(paces, key=lambda method: paces[method])
     return (
-        f"{cheapest}: of the methods that are among the best in all of {where} ({listed}), its training is the fastest, "
+        f"{cheapest}: of the methods that are among the best in {everywhere} ({listed}), its training is the fastest, "
         f"{paces[cheapest]:.2f} of the slowest's time." + thin
     )
 

@@ -102,7 +102,9 @@ class PEFT(Method):
                 "weights; use precision float32 or bfloat16-mixed, or bias: none"
             )
         if isinstance(given.get("init_lora_weights"), str) and any(p.is_meta for p in model.parameters()):
-            given["init_lora_weights"] = True  # for counting: starts from the base's weights (PiSSA, OLoRA) have its shapes
+            given["init_lora_weights"] = (
+                True  # for counting: starts from the base's weights (PiSSA, OLoRA) have its shapes
+            )
         found = run.find(model, self.targets)
         given["target_modules"] = _exactly(n for n, _ in found)
         if "feedforward_modules" in fields:

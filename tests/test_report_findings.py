@@ -49,7 +49,7 @@ def test_tier_ten_is_not_among_the_best():
         )
         for place in range(1, 12)
     ]
-    assert what_to_use(rows, []).startswith("m1: the only method that is among the best in all of 1 comparison")
+    assert what_to_use(rows, []).startswith("m1: the only method that is among the best in the one comparison")
 
 
 def score(variant, **others):
