@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import itertools
 import json
 from pathlib import Path
@@ -336,22 +335,3 @@ def test_a_missing_notebook_or_folder_is_explained(collected, tmp_path, capsys):
     name = str(ROOT / "notebooks/learning_curves.ipynb")
     assert notebook.main([name, "--collected", str(tmp_path), "--out", str(tmp_path / "x.ipynb")]) == 2
     assert "nothing collected" in capsys.readouterr().err
-
-
-def imported(path: Path) -> set[str]:
-    """Full names of what a file imports, wherever in it."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "evidence").glob("*.py")), ids=lambda path: path.name)
-def test_evidence_imports_no_torch_and_of_the_harness_the_record_alone(path):
-    for name in imported(path):
-        assert name.partition(".")[0] not in ("torch", "transformers", "peft"), name
-        assert not name.startswith("harness") or name.startswith("harness.record"), name
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
