@@ -22,7 +22,7 @@ import time
 from harness import record
 from harness.failures import guard
 from harness.suite import Training, cost_record
-from harness.train import cell, parse, start_record
+from harness.train import cell, check_positions, parse, start_record
 
 WARM_STEPS = 2  # not timed: first-touch memory, optimizer state
 WARMUP_TIMED = 3
@@ -50,6 +50,7 @@ def run(training: Training) -> dict:
         2 * WARM_STEPS + WARMUP_TIMED + 1 + timed + 4
     )  # all that follow, so that a schedule does not end before them
     setup = build(training, phases, at_least=steps)
+    check_positions(training, setup.trainer.model)
     with phases("prepare"):
         setup.initialize()
     trainer = setup.trainer

@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from harness import record
 from harness.failures import BadAnswer, UserError, guard
@@ -96,6 +97,20 @@ def start_record(training: Training, stage: str) -> dict:
     }
 
 
+def check_positions(training: Training, model: Any) -> None:
+    """Raise UserError where rows may be longer than the model has learned positions for; others take any length."""
+    learned = ("position_embeddings", "wpe")
+    tables = {n: m for n, m in model.named_modules() if n.endswith(learned) and hasattr(m, "num_embeddings")}
+    for table in tables.values():
+        first = 0 if table.padding_idx is None else table.padding_idx + 1  # RoBERTa's places begin after its padding's
+        longest, limit = training.protocol["max_length"], table.num_embeddings - first
+        if longest > limit:
+            raise UserError(
+                f"{training.model} has {limit} positions, and protocol.max_length is {longest}: set it to at most {limit} "
+                "(for this model alone: overrides, when: {model: ...}, set: {protocol.max_length: ...})"
+            )
+
+
 def run(training: Training) -> dict:
     """Train, and give the record."""
     from harness import checkpoint
@@ -105,6 +120,7 @@ def run(training: Training) -> dict:
 
     phases = Phases()
     setup = build(training, phases)
+    check_positions(training, setup.trainer.model)
     trainer, folder = setup.trainer, training.folder
     saved = folder / "checkpoint" / "checkpoint.pt"
     mark = f"{training.mark} {record.text(start_record(training, training.stage)['assets'])}"

@@ -6,6 +6,8 @@ import math
 import os
 import signal
 import time
+import types
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -15,8 +17,9 @@ import yaml
 from harness import record, train
 from harness.cells import train_record
 from harness.contract import Method
-from harness.failures import BadAnswer
+from harness.failures import BadAnswer, UserError
 from harness.suite import load_suite
+from harness.tiny import tiny_model
 from tests.dag import SUITE
 
 CELL = ["--suite", "mini.yaml", "--model", "tiny-llama", "--corpus", "generated-labels", "--variant", "full"]
@@ -97,3 +100,11 @@ def test_facts_that_no_record_can_hold_are_told_and_the_work_stays(training, mon
     ):
         train.main(CELL)
     assert (training.folder / "checkpoint" / "checkpoint.pt").is_file()
+
+
+def test_rows_longer_than_the_model_s_positions_are_refused():
+    for family, limit in (("roberta", 2048), ("gpt2", 2048), ("llama", None), ("bloom", None)):
+        model, _ = tiny_model(family)
+        with pytest.raises(UserError, match=f"{limit} positions, .* at most {limit}") if limit else nullcontext():
+            train.check_positions(types.SimpleNamespace(model=family, protocol={"max_length": 2049}), model)
+        train.check_positions(types.SimpleNamespace(model=family, protocol={"max_length": 2048}), model)
