@@ -6,7 +6,7 @@ following and counting never touch a timed step.
 Where a method's steps differ, each kind has its own number, and the whole training's time is their sum. Two fields of
 a method are known here: ``refresh_every`` (its work under ``step.clock("refresh")`` is timed at the first step and once
 more after the timed ones, and one refreshing step is followed for memory) and ``warmup_steps`` (steps before
-``after_step`` changes what trains: some are timed, the last is followed for memory, and the method's own steps are those
+``after_step`` changes what trains: as many are timed, the last is followed for memory, and the method's own steps are those
 after it).
 
 Every method is measured on the same batches, whatever steps it takes before and between: the first WARM_STEPS, then the
@@ -25,7 +25,6 @@ from harness.suite import Training, cost_record
 from harness.train import cell, check_positions, parse, start_record
 
 WARM_STEPS = 2  # not timed: first-touch memory, optimizer state
-WARMUP_TIMED = 3
 NEVER = 1 << 62
 
 
@@ -46,9 +45,7 @@ def run(training: Training) -> dict:
 
     phases = Phases()
     timed = training.suite.limits["cost_steps"]
-    steps = (
-        2 * WARM_STEPS + WARMUP_TIMED + 1 + timed + 4
-    )  # all that follow, so that a schedule does not end before them
+    steps = 2 * (WARM_STEPS + timed) + 1 + 4  # all that follow, so that a schedule does not end before them
     setup = build(training, phases, at_least=steps)
     check_positions(training, setup.trainer.model)
     with phases("prepare"):
@@ -61,7 +58,7 @@ def run(training: Training) -> dict:
     trainer.build_optimizers()
     with SupervisedLogits(trainer.model) as logits, training_mode(trainer.model, True), phases("train"):
         followed = WARM_STEPS + timed
-        warmup = _warm_up(setup, logits, curve, followed)
+        warmup = _warm_up(setup, logits, curve, timed)
         every = _set(trainer.method, "refresh_every", NEVER)  # the first step refreshes all the same
         curve.overhead = 0.0
         seconds, tokens = _timed_steps(setup, logits, curve, timed)
@@ -139,17 +136,17 @@ def _timed_steps(setup, logits, curve, timed: int) -> tuple[list[float], list[in
     return seconds, tokens
 
 
-def _warm_up(setup, logits, curve, followed: int) -> dict | None:
+def _warm_up(setup, logits, curve, timed: int) -> dict | None:
     """Steps before the method changes what it trains, cut short: their time, and memory of the step that changes it."""
-    steps = _set(setup.trainer.method, "warmup_steps", WARM_STEPS + WARMUP_TIMED + 1)
+    steps = _set(setup.trainer.method, "warmup_steps", WARM_STEPS + timed + 1)
     if not steps:
         return None
     before = setup.trainer.state.schedule_start
-    seconds, _ = _timed_steps(setup, logits, curve, WARMUP_TIMED)
-    memory = _memory(setup, logits, followed)
+    seconds, _ = _timed_steps(setup, logits, curve, timed)
+    memory = _memory(setup, logits, WARM_STEPS + timed)
     if setup.trainer.state.schedule_start == before:
         raise ValueError(f"{type(setup.trainer.method).__name__} has warmup_steps, but nothing changed after them")
-    shapes = _shapes(setup, WARMUP_TIMED, followed)
+    shapes = _shapes(setup, timed, WARM_STEPS + timed)
     return {
         "steps": steps,
         "seconds": statistics.median(seconds),
