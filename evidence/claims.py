@@ -25,12 +25,12 @@ with 95 % confidence. Another suite than the paper's own says "protocol differs"
 from __future__ import annotations
 
 import argparse
+import difflib
 import sys
 from pathlib import Path
 from typing import Any
 
 from evidence import checked_yaml as checked
-from evidence import plugin_names
 from evidence.cells import EvidenceError
 from evidence.claim_costs import COSTS, cost_findings, iteration_findings, size_findings
 from evidence.claim_curves import KINDS as CURVE_KINDS
@@ -43,6 +43,7 @@ from evidence.pools import Panel, panels
 from evidence.score_notes import left_out
 from evidence.score_table import names_of
 from evidence.verdicts import CONTRADICTED, NOT_RUN, SUPPORTED, UNDECIDED, Finding, Judged, fields_of
+from harness.plugins import available
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMON = {"id", "claim", "place", "kind"}
@@ -113,13 +114,18 @@ def _unknown(claim: dict) -> str:
     """A method or an eval that is nowhere in the project; a claim of it would never be compared."""
     for wanted in [claim["method"], *claim.get("others", [])] if "method" in claim else []:
         named = wanted["method"] if isinstance(wanted, dict) else wanted
-        allowed = plugin_names.methods() if isinstance(wanted, dict) else [*FAMILIES, *plugin_names.methods()]
+        allowed = [*([] if isinstance(wanted, dict) else FAMILIES), *available("methods", broken=True)]
         if named not in allowed:
-            return plugin_names.unknown("method", named, allowed)
+            return _no_such("method", named, allowed)
     for name in claim.get("evals", []):
-        if not any(known.startswith(name) for known in plugin_names.evals()):
-            return plugin_names.unknown("eval", name, plugin_names.evals())
+        if not any(known.startswith(name) for known in available("evals", broken=True)):
+            return _no_such("eval", name, available("evals", broken=True))
     return ""
+
+
+def _no_such(noun: str, name: str, names: list[str]) -> str:
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"there is no {noun} '{name}'" + (f". Did you mean '{near[0]}'?" if near else "")
 
 
 def judge_claims(claims: list[dict], collected: Collected, found: list[Panel] | None = None) -> list[Judged]:

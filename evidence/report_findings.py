@@ -61,8 +61,7 @@ def what_to_use(scores: Sequence[ScoreRow], costs: Sequence[CostRow]) -> str:
     listed = _listed(always)
     if not paces:
         return (
-            f"{listed} are among the best in {everywhere}; none of their costs was measured, so nothing decides."
-            + thin
+            f"{listed} are among the best in {everywhere}; none of their costs was measured, so nothing decides." + thin
         )
     cheapest = min(paces, key=lambda method: paces[method])
     return (

@@ -48,17 +48,18 @@ class Plugin:
         return (self.attributes.get("label") or self.name).replace("{task}", self.task)
 
 
-def available(kind: str) -> list[str]:
-    """Names of all plug-ins of a kind, each task of a file under its own name."""
-    return [name for path in _files(kind) for name in _names_in(kind, path)]
+def available(kind: str, broken: bool = False) -> list[str]:
+    """Names of all plug-ins of a kind, each task of a file under its own name; ``broken``: of a file that cannot be read,
+    the file's own."""
+    return [name for path in _files(kind) for name in _names_in(kind, path, broken)]
 
 
 def _files(kind: str) -> list[Path]:
     return sorted((ROOT / kind).glob("[!_]*.py"))
 
 
-def _names_in(kind: str, path: Path, broken: bool = False) -> list[str]:
-    """Names of the plug-ins in a file; ``broken``: of a file that cannot be read, the file's own."""
+def _names_in(kind: str, path: Path, broken: bool) -> list[str]:
+    """Names of the plug-ins in a file; ``broken`` as above."""
     stem = path.stem.replace("_", "-")
     try:
         return [f"{stem}-{task}" for task in describe(kind, path).attributes.get("tasks") or ()] or [stem]
@@ -89,7 +90,7 @@ def find_plugin(kind: str, name: str) -> Plugin:
         )
     if (ROOT / kind / f"{name}.py").is_file():
         raise UserError(f"{kind}/{name}.py: the name of a plug-in's file takes underscores: rename it to {stem}.py")
-    there = [known for path in _files(kind) for known in _names_in(kind, path, broken=True)]
+    there = available(kind, broken=True)
     near = difflib.get_close_matches(name, there, n=3, cutoff=0.5)
     hint = f"Did you mean {' or '.join(near)}?" if near else f"There are: {', '.join(there)}."
     raise UserError(f"no {BASES[kind].lower()} '{name}': {kind}/{stem}.py does not exist. {hint}")

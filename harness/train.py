@@ -114,6 +114,7 @@ def check_positions(training: Training, model: Any) -> None:
 def run(training: Training) -> dict:
     """Train, and give the record."""
     from harness import checkpoint
+    from harness.assets import revisions
     from harness.loop import Diverged, run_steps
     from harness.measure import Phases, clocks, rss_peak_bytes
     from harness.setup import build
@@ -123,7 +124,7 @@ def run(training: Training) -> dict:
     check_positions(training, setup.trainer.model)
     trainer, folder = setup.trainer, training.folder
     saved = folder / "checkpoint" / "checkpoint.pt"
-    mark = f"{training.mark} {record.text(start_record(training, training.stage)['assets'])}"
+    mark = f"{training.mark} {record.text(revisions(training.suite.assets(training)))}"
     content = checkpoint.load_checkpoint(saved, trainer, mark)
     if content:
         phases.go_on_from(content["phases"])

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from scipy import stats as scipy_stats
 
-from evidence import claims, plugin_names
+from evidence import claims
 from evidence.cells import EvidenceError
 from evidence.claim_costs import cost_findings, iteration_findings, size_findings
 from evidence.claim_scores import score_findings
@@ -21,7 +21,6 @@ from evidence.paired import paired_difference
 from evidence.pools import ItemValues, Panel, Pool
 from evidence.stats import Spread
 from evidence.verdicts import needed, variant_of
-from harness.plugins import available
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.normal(0, 10, (3, 400))
@@ -302,10 +301,6 @@ def test_a_claim_of_what_is_nowhere_in_the_project_is_refused(fields, message, t
     path.write_text(json.dumps([{**claim, **fields}]))
     with pytest.raises(EvidenceError, match=f"claim a: {message}"):
         read_claims(path)
-
-
-def test_names_of_plugins_are_the_harness_s():
-    assert list(plugin_names.methods()) == available("methods") and list(plugin_names.evals()) == available("evals")
 
 
 def test_the_page_says_whose_protocol_it_is_and_what_is_left_out():

@@ -85,13 +85,19 @@ def test_command_writes_every_figure_in_three_formats(small, tmp_path):
         assert all((tmp_path / f"{name}.{suffix}").stat().st_size > 10_000 for suffix in ("svg", "pdf", "png"))
 
 
+def assert_on_the_page(name, figure):
+    width, height = figure.get_size_inches() * figure.dpi
+    for text in texts(figure):
+        box = text.get_window_extent()
+        assert box.x0 >= -1 and box.x1 <= width + 1, (name, text.get_text())
+        assert box.y0 >= -1 and box.y1 <= height + 1, (name, text.get_text())
+
+
 def test_labels_stay_inside_the_page_and_are_legible(drawn):
     for name, figure in drawn.items():
+        assert_on_the_page(name, figure)
         width, height = figure.get_size_inches() * figure.dpi
         for text in texts(figure):
-            box = text.get_window_extent()
-            assert box.x0 >= -1 and box.x1 <= width + 1, (name, text.get_text())
-            assert box.y0 >= -1 and box.y1 <= height + 1, (name, text.get_text())
             assert text.get_fontsize() >= 6.5, (name, text.get_text())
         assert width / figure.dpi <= 7.2 and height / figure.dpi <= PAGE_HEIGHT + 1, name
 

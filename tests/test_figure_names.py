@@ -7,7 +7,7 @@ import warnings
 
 import fake_results
 import pytest
-from test_evidence_figures import shown, texts
+from test_evidence_figures import assert_on_the_page, shown
 
 from evidence import collect, figures
 from evidence.collected import Collected
@@ -40,11 +40,7 @@ def drawn(request, tmp_path_factory):
 
 def test_everything_stays_on_the_page(drawn):
     for name, figure in drawn.items():
-        width, height = figure.get_size_inches() * figure.dpi
-        for text in texts(figure):
-            box = text.get_window_extent()
-            assert box.x0 >= -1 and box.x1 <= width + 1, (name, text.get_text())
-            assert box.y0 >= -1 and box.y1 <= height + 1, (name, text.get_text())
+        assert_on_the_page(name, figure)
 
 
 def test_names_do_not_cover_one_another_and_leave_the_panel_its_room(drawn):
