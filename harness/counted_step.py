@@ -35,11 +35,10 @@ from harness.suite import PROTOCOL
 from harness.work import Work, add_work
 
 TOTAL = 1 << 20  # steps of the training that is counted: no warm-up of a method outlasts it
-BEFORE, FORWARD, BLOCKS, FIRST, AFTER = "before", "forward", "blocks", "first", "after"
+BEFORE, FORWARD, BLOCKS, FIRST, END, AFTER = "before", "forward", "blocks", "first", "end", "after"
 """Parts of a step: ``before_step``; forward passes, the loss and the backward pass down to the last block; the backward
-pass of all blocks but the first; of the first block and what lies under it; everything after the last backward pass."""
-END = "end"
-"""A moment: the last backward pass has ended, and the method has not yet seen its gradients, which it may free."""
+pass of all blocks but the first; of the first block and what lies under it; ``after_micro_batch``, where a method may
+free the gradients; everything after the last one."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ class Counts:
     head: int
     total: int
     peaks: dict[str, Level]  # of each part
-    levels: dict[str, Level]  # at the last beginning of each part, and at END
+    levels: dict[str, Level]  # at the last beginning of each part
     note: str = ""
 
 
@@ -233,7 +232,7 @@ class PartedTensors(LiveTensors):
         super().__init__(model, optimizers)
         self.peaks: dict[str, Level] = {}
         self.levels: dict[str, Level] = {}
-        self.works = {part: Work() for part in (BEFORE, FORWARD, BLOCKS, FIRST, AFTER, "")}
+        self.works = {part: Work() for part in (BEFORE, FORWARD, BLOCKS, FIRST, END, AFTER, "")}
         self.part = ""
 
     def __torch_dispatch__(self, function: Any, types: Any, arguments: tuple = (), keywords: dict | None = None) -> Any:
@@ -260,7 +259,7 @@ def _step(trainer: Trainer, logits: SupervisedLogits, batches: list[MicroBatch])
         trainer.step(batches, logits, Curve(None))
         live.begin("")
     works = live.works
-    micro = sum((works[part] for part in (FORWARD, BLOCKS, FIRST)), Work())
+    micro = sum((works[part] for part in (FORWARD, BLOCKS, FIRST, END)), Work())
     live.peak = 0
     return _Followed(micro / len(batches), works[BEFORE] + works[AFTER], live, live.split(max(gradients)))
 
@@ -276,7 +275,7 @@ def _parts(trainer: Trainer, live: PartedTensors, batches: int, gradients: list[
         live.begin(FORWARD)
 
     def after_micro_batch(model, step):
-        live.levels[END] = Level(live.now, live.gradient_bytes())
+        live.begin(END)
         after_micro(model, step)
         if step.micro_batch < batches - 1:
             live.begin(FORWARD)

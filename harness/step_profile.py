@@ -201,7 +201,7 @@ def _peaks(one: Counts, two: Counts, blocks: int) -> list[Level]:
         *(_grown(two.peaks[BLOCKS], slope, blocks - 2) for slope in (kept, end)),
         _grown(two.peaks[FIRST], end, blocks - 2),
         _grown(two.levels[BEFORE], start, blocks - 2),
-        *(_grown(two.peaks[part], _slope(one.peaks, two.peaks, part), blocks - 2) for part in (BEFORE, AFTER)),
+        *(_grown(two.peaks[part], _slope(one.peaks, two.peaks, part), blocks - 2) for part in (BEFORE, END, AFTER)),
     ]
 
 

@@ -124,6 +124,13 @@ def test_the_peak_holds_gradients_that_a_method_frees_after_it():
         assert found[kind] == pytest.approx(size, rel=0.02), kind
 
 
+def test_what_a_method_makes_while_it_frees_gradients_grows_with_the_blocks():
+    """GaLore's first projected gradients lie beside all others: the step's peak, with rows as short as these."""
+    asked, shape = subject("galore", {"rank": 32}, "minilm-l6", 2), Shape(16, 14, 16)
+    whole = count(asked, None, shape, 1)
+    assert step_profile.profile(asked, shape, 1).memory(False) == extrapolated(whole, whole, 1).memory(False)
+
+
 def test_supervised_positions_alone_need_no_second_count_of_two_blocks():
     asked = subject("lora", {"rank": 2})
     step_profile.profile(asked, Shape(2, 10, 4), 1)
