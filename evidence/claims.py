@@ -25,12 +25,12 @@ with 95 % confidence. Another suite than the paper's own says "protocol differs"
 from __future__ import annotations
 
 import argparse
-import difflib
 import sys
 from pathlib import Path
 from typing import Any
 
 from evidence import checked_yaml as checked
+from evidence import known_names
 from evidence.cells import EvidenceError
 from evidence.claim_costs import COSTS, cost_findings, iteration_findings, size_findings
 from evidence.claim_curves import KINDS as CURVE_KINDS
@@ -38,12 +38,10 @@ from evidence.claim_curves import curve_findings
 from evidence.claim_scores import plateau_findings, score_findings
 from evidence.collected import Collected
 from evidence.learning_rates import not_chosen
-from evidence.names import FAMILIES
 from evidence.pools import Panel, panels
 from evidence.score_notes import left_out
 from evidence.score_table import names_of
 from evidence.verdicts import CONTRADICTED, NOT_RUN, SUPPORTED, UNDECIDED, Finding, Judged, fields_of
-from harness.plugins import available
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMON = {"id", "claim", "place", "kind"}
@@ -66,17 +64,18 @@ KINDS: dict[str, tuple[set[str], set[str]]] = {  # fields that a kind needs, and
 
 
 def _method(value: Any) -> str:
-    """A family's name, or a mapping with it and hyper-parameters."""
+    """A family's name, or a mapping with a method's and hyper-parameters."""
     named = value.get("method") if isinstance(value, dict) else value
-    fits = isinstance(named, str) and named
-    return "" if fits else checked.unlike("a method's name, or a mapping with method and hyper-parameters", value)
+    if not isinstance(named, str) or not named:
+        return checked.unlike("a method's name, or a mapping with method and hyper-parameters", value)
+    return known_names.method(named) if isinstance(value, dict) else known_names.family(named)
 
 
 CHECKS: dict[str, checked.Check] = {  # of a field's value; a field that is not here may hold anything
     **dict.fromkeys(("id", "claim", "place", "kind", "why"), checked.text),
     "method": _method,
     "others": checked.list_of(_method),
-    "evals": checked.list_of(checked.text),
+    "evals": checked.list_of(known_names.eval_start),
     "margin": checked.not_negative,
     "of": checked.one_of(COSTS),
     "ratio": checked.positive,
@@ -88,7 +87,8 @@ CHECKS: dict[str, checked.Check] = {  # of a field's value; a field that is not 
 }
 STRICTER: dict[str, dict[str, checked.Check]] = {
     "equal": {"margin": checked.positive},  # nothing is equal to within nothing
-    "plateau": {"method": checked.text, "others": checked.list_of(checked.text)},  # a whole family, of all its sizes
+    # a whole family, of all its sizes
+    "plateau": {"method": known_names.family, "others": checked.list_of(known_names.family)},
 }
 
 
@@ -107,25 +107,7 @@ def _wrong(claim: dict) -> str:
         {name: checks.get(name, lambda _: "") for name in sorted(names)}
         for names in (COMMON | KINDS[kind][0], KINDS[kind][1])
     )
-    return checked.fields(needed, optional)(claim) or _unknown(claim)
-
-
-def _unknown(claim: dict) -> str:
-    """A method or an eval that is nowhere in the project; a claim of it would never be compared."""
-    for wanted in [claim["method"], *claim.get("others", [])] if "method" in claim else []:
-        named = wanted["method"] if isinstance(wanted, dict) else wanted
-        allowed = [*([] if isinstance(wanted, dict) else FAMILIES), *available("methods", broken=True)]
-        if named not in allowed:
-            return _no_such("method", named, allowed)
-    for name in claim.get("evals", []):
-        if not any(known.startswith(name) for known in available("evals", broken=True)):
-            return _no_such("eval", name, available("evals", broken=True))
-    return ""
-
-
-def _no_such(noun: str, name: str, names: list[str]) -> str:
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"there is no {noun} '{name}'" + (f". Did you mean '{near[0]}'?" if near else "")
+    return checked.fields(needed, optional)(claim)
 
 
 def judge_claims(claims: list[dict], collected: Collected, found: list[Panel] | None = None) -> list[Judged]:

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from evidence import checked_yaml as checked
+from evidence import known_names
 from evidence.cells import EvidenceError
 from evidence.collected import Collected
 from evidence.layout import Table
@@ -33,28 +34,30 @@ KINDS: dict[str, Callable] = {
     "gap": gap_table,
     "projection": projection_table,
 }
-NAMES = checked.list_of(checked.text)
+METHODS = checked.list_of(known_names.family)
+EVALS = checked.list_of(known_names.eval_name)
 LABELS = checked.mapping_of(checked.text, checked.text)
-ROW = {"title": checked.text, "evals": NAMES}
+THEIRS = checked.mapping_of(checked.text, known_names.family)  # the paper's name of a method: ours
+ROW = {"title": checked.text, "evals": EVALS}
 METRIC = {"metric": checked.text}
 PRINTED = checked.fields({"benchmark": checked.text}, {**METRIC, "model": checked.text, "source": checked.text})
 SCORE_ROWS = checked.list_of(checked.fields(ROW, {**METRIC, "reported": PRINTED}))
 FIELDS: dict[str, tuple[dict[str, checked.Check], dict[str, checked.Check]]] = {  # what a kind needs, and may have
     "scores": (
-        {"rows": SCORE_ROWS, "methods": LABELS},
+        {"rows": SCORE_ROWS, "methods": THEIRS},
         {"reported": checked.text, "models": LABELS, "margin": checked.positive},
     ),
-    "costs": ({"methods": NAMES}, {"claims": NAMES}),
+    "costs": ({"methods": METHODS}, {"claims": checked.list_of(checked.text)}),
     "gap": (
         {
             "rows": checked.list_of(checked.fields(ROW, METRIC)),
-            "low": checked.text,
-            "high": checked.text,
-            "methods": NAMES,
+            "low": known_names.family,
+            "high": known_names.family,
+            "methods": METHODS,
         },
         {},
     ),
-    "projection": ({"methods": NAMES, "evals": NAMES}, {}),
+    "projection": ({"methods": METHODS, "evals": EVALS}, {}),
 }
 COMMON = dict.fromkeys(("id", "title", "kind"), checked.text)
 

@@ -17,6 +17,7 @@ from evidence.cells import EvidenceError
 from evidence.collected import Collected, FromRecords
 from evidence.cost_table import cost_table
 from evidence.difference_table import difference_table
+from evidence.labels import Labelled
 from evidence.layout import Table, csv_text, latex, markdown
 from evidence.learning_rates import rates_table
 from evidence.overview import overview_table
@@ -59,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.plan:
             collected: Collected = FromRecords(arguments.plan, arguments.corpus)
         else:
-            collected = Collected(arguments.collected)
+            collected = Labelled(arguments.collected)
         if arguments.corpus:
             written = [_early(collected, arguments.corpus, arguments.out)]
         else:

@@ -149,6 +149,14 @@ def test_a_table_that_asks_for_what_is_not_there_is_refused(fake, tmp_path, monk
     for text, said in (
         ("- {id: a, title: t, kind: pie}", "table a: kind is one of"),
         ("- {id: a, title: t, kind: costs, methods: [lora], method: [lora]}", "table a: unknown: method"),
+        (
+            "- {id: a, title: t, kind: costs, methods: [lorra]}",
+            "number 1: there is no method 'lorra'. Did you mean 'lora'",
+        ),
+        (
+            "- {id: a, title: t, kind: scores, methods: {LoRA: lora}, rows: [{title: t, evals: [glue]}]}",
+            "evals: number 1: there is no eval 'glue'",
+        ),
     ):
         (tmp_path / "papers" / "x" / "tables.yaml").write_text(text)
         with pytest.raises(EvidenceError, match=said):

@@ -11,6 +11,7 @@ import subprocess
 import sys
 
 import fake_results
+import pandas as pd
 import pytest
 
 from evidence import collect, summary, tables
@@ -307,6 +308,18 @@ def test_those_that_share_a_label_are_told_apart(root, kind):
         assert shown["Same (tiny-bert): average"] != shown["Same (tiny-llama): average"]
     else:
         assert {r["method"] for r in rows} == {f"Same ({name})" for name in names}
+
+
+def test_the_cost_table_tells_those_apart_too(root, tmp_path):
+    folder = shutil.copytree(root / "collected", tmp_path / "collected")
+    for name in ("runs", "costs"):
+        path = folder / f"{name}.parquet"
+        pd.read_parquet(path).assign(variant_label="Same").to_parquet(path)
+    assert tables.main(["--collected", str(folder), "--out", str(tmp_path)]) == 0
+    names = {row["variant"] for row in csv.DictReader((tmp_path / "cost.csv").open())}
+    assert names
+    for name in names:
+        assert f"| Same ({name})" in (tmp_path / "cost.md").read_text()
 
 
 def test_markdown_rows_have_one_width(scores):
