@@ -23,7 +23,7 @@ smoke:
 	@$(MAKE) --no-print-directory run SUITE=smoke
 
 test:
-	@$(ENVIRONMENT) && python -m pytest -q $(ARGS)
+	@$(ENVIRONMENT) && python -m pytest -q -n logical --maxprocesses 4 --dist loadfile $(ARGS)
 
 check:
 	@$(ENVIRONMENT) && python -m harness.conformance $(or $(METHOD),$(error Name a file of methods/: make check METHOD=mine))

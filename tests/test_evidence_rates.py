@@ -248,7 +248,7 @@ def test_a_suite_that_only_trains_has_an_empty_folder_of_tables(tmp_path, monkey
     trained = types.SimpleNamespace(
         suite={"suite": "s"}, runs=pd.DataFrame([{**row("lora", 1e-3, 0.5), "eval": ""}]), items=NO_ITEMS
     )
-    monkeypatch.setattr(tables, "Collected", lambda folder: trained)
+    monkeypatch.setattr(tables, "Labelled", lambda folder: trained)
     for name in ("score_table", "difference_table", "cost_table", "rates_table", "tuning_table", "overview_table"):
         monkeypatch.setattr(tables, name, lambda collected, title, **more: None)
     assert tables.main(["--collected", "x", "--out", str(tmp_path / "paper")]) == 0

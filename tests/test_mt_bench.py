@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import json
 import sys
@@ -262,10 +263,11 @@ class Host:
                 for name, value in headers.items():
                     self.send_header(name, value)
                 self.end_headers()
-                for place in range(0, len(text), 8 if outer.drip else len(text) or 1):
-                    self.wfile.write(text[place : place + (8 if outer.drip else len(text))].encode())
-                    self.wfile.flush()
-                    slept.wait(outer.drip)
+                with contextlib.suppress(BrokenPipeError):  # who asked may have given up
+                    for place in range(0, len(text), 8 if outer.drip else len(text) or 1):
+                        self.wfile.write(text[place : place + (8 if outer.drip else len(text))].encode())
+                        self.wfile.flush()
+                        slept.wait(outer.drip)
 
             def log_message(self, *_):
                 pass

@@ -93,7 +93,7 @@ def test_subclasses_cross_as_what_they_are_made_of():
         assert back == plain and type(back) is type(plain)
 
 
-@pytest.mark.parametrize("value", [object(), lambda: 0, iter([]), range(3), [object()], {1: print}, int], ids=repr)
+@pytest.mark.parametrize("value", [object(), lambda: 0, iter([]), range(3), [object()], {1: print}, int])
 def test_other_values_do_not_cross(value):
     with pytest.raises(sandbox_call.NotPlain, match="is no plain built-in value"):
         sandbox_call.pack(value)
