@@ -145,6 +145,18 @@ def test_the_folder_is_replaced_whole(tmp_path):
     assert "What the paper claims" not in index.read_text()
 
 
+def test_a_verdict_says_whether_the_protocol_is_the_papers_own(tmp_path):
+    folder = collected(tmp_path / "fake", failures=False)
+    suite = folder / "collected" / "suite.json"
+    for name, differs in (("hybrid-small", True), ("hybrid", False)):
+        suite.write_text(json.dumps({**json.loads(suite.read_text()), "suite": name}))
+        text = report.build(Collected(folder / "collected"), folder, folder / "report", "hybrid").read_text()
+        cells = re.findall(r'<span class="verdict(.*?)</td>', text)
+        told = [cell for cell in cells if "not run" not in cell]
+        assert told and all(("protocol differs" in cell) == differs for cell in told)
+        assert all(cell.startswith('"') == differs for cell in told)  # its colour
+
+
 def test_nothing_collected_is_said_in_a_line(tmp_path, capsys):
     assert report.main(["--collected", str(tmp_path), "--out", str(tmp_path / "report")]) == 2
     assert "nothing collected here yet" in capsys.readouterr().err
