@@ -21,6 +21,15 @@ from harness.plugin_source import BASES, ROOT, describe, local_imports
 
 __all__ = ["ROOT", "Plugin", "as_number", "available", "check_fields", "find_plugin", "load_plugin", "local_imports"]
 
+TASK_LABELS = {
+    "cola": "CoLA", "sst2": "SST-2", "mrpc": "MRPC", "stsb": "STS-B", "qqp": "QQP", "mnli": "MNLI", "qnli": "QNLI", "rte": "RTE",
+    "wnli": "WNLI", "boolq": "BoolQ", "piqa": "PIQA", "siqa": "SIQA", "hellaswag": "HellaSwag", "winogrande": "WinoGrande",
+    "arc-easy": "ARC-e", "arc-challenge": "ARC-c", "openbookqa": "OBQA", "aqua": "AQuA", "svamp": "SVAMP", "mawps": "MAWPS",
+    "multi30k-en-de": "Multi30k en-de", "multi30k-en-fr": "Multi30k en-fr", "wmt14-en-fr": "WMT14 en-fr",
+    "wmt16-en-de": "WMT16 en-de",
+}  # fmt: skip
+"""How papers write the tasks that are named otherwise in a suite."""
+
 
 @dataclass(frozen=True)
 class Plugin:
@@ -45,7 +54,7 @@ class Plugin:
 
     @property
     def label(self) -> str:
-        return (self.attributes.get("label") or self.name).replace("{task}", self.task)
+        return (self.attributes.get("label") or self.name).replace("{task}", TASK_LABELS.get(self.task, self.task))
 
 
 def available(kind: str, broken: bool = False) -> list[str]:

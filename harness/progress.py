@@ -2,8 +2,8 @@
 
 ``[ 37/121] train smollm2-135m/headlines/lora-r16/seed0  ok  loss 0.412  84 s   about 14 min left``
 
-Counts come from ``results/{suite}/plan.json`` and the records that are there; times from ``logs/finished.jsonl``, to
-which every supervisor adds a line.
+Counts come from ``results/{suite}/plan.json`` and the records that are there, without those that will be made anew; times
+from ``logs/finished.jsonl``, to which every supervisor adds a line.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ def note(results: Path, record: Path, content: dict, seconds: float) -> None:
     """Add a stage's end to the suite's list of ends. One short write: lines of concurrent jobs do not mix."""
     path = results / "logs" / "finished.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    entry = {"record": str(record), "status": content.get("status", "ok"), "seconds": round(seconds, 3)}
+    ended = {"status": content.get("status", "ok"), "seconds": round(seconds, 3), "key": content.get("key")}
+    entry = {"record": str(record), **ended}
     with open(path, "ab", buffering=0) as file:
         file.write(json.dumps(entry).encode() + b"\n")
 
@@ -34,11 +35,17 @@ def line(results: Path, record: Path, content: dict, seconds: float, cores: int 
         jobs = json.loads((results / "plan.json").read_text(encoding="utf-8"))["jobs"]
     except (OSError, ValueError, KeyError):
         return text
-    done = [os.path.exists(job["record"]) for job in jobs]
+    keys = {entry["record"]: entry.get("key") for entry in _finished(results)}
+    done = [os.path.exists(job["record"]) and _same(job.get("key"), keys.get(job["record"])) for job in jobs]
     width = len(str(len(jobs)))
     left, sure = remaining(results, jobs, done, cores or _cores())
     tail = f"   {'about' if sure else 'at least'} {duration(left)} left" if left else ""
     return f"[{sum(done):>{width}}/{len(jobs)}] {text}{tail}"
+
+
+def _same(planned: str | None, made: str | None) -> bool:
+    """Whether a record is the planned one; one without a known key is."""
+    return not planned or not made or planned == made
 
 
 def remaining(results: Path, jobs: list[dict], done: list[bool], cores: int) -> tuple[float, bool]:

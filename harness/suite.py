@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from harness import record, suite_checks, trials
@@ -161,6 +162,7 @@ class Suite:
     def plan(self) -> dict:
         """Cells, names and jobs for the tables and for progress."""
         models = list(dict.fromkeys(t.model for t in self.trainings))
+        found = [self._cell(t) for t in self.trainings]
         return {
             "suite": self.name,
             "file": str(self.path),
@@ -169,10 +171,10 @@ class Suite:
             "variants": ["untuned", "majority", *self.variants],
             "models": models,
             "corpora": list(dict.fromkeys(t.corpus for t in self.trainings)),
-            "cells": [self._cell(t) for t in self.trainings],
+            "cells": found,
             "costs": [{**t.identity, "record": str(cost_record(t)), "key": t.computed_key} for t in self.costs],
             "tuning": trials.planned(self),
-            "jobs": list(self._jobs()),
+            "jobs": [{**job, "key": None if self.pinned else job["key"]} for job in self._jobs(found)],
         }
 
     def _cell(self, t: Training) -> dict:
@@ -196,20 +198,22 @@ class Suite:
             ],
         }
 
-    def _jobs(self):
+    def _jobs(self, found: list[dict]) -> Iterator[dict]:
+        """What a run has to make, of the cells ``found``: each record with its key, None where any will do."""
         for tuning in self.tunings.values():
             for t in tuning.trials:
-                yield {"stage": "trial", "record": str(train_record(t)), "cores": t.protocol["threads"]}
-            yield {"stage": "tune", "record": str(tuning.record), "cores": 1}
-        for t in self.trainings:
+                yield _job("trial", train_record(t), t.computed_key, t.protocol["threads"])
+            yield _job("tune", tuning.record, tuning.computed_key, 1)
+        for t, cell in zip(self.trainings, found, strict=True):
+            threads = t.protocol["threads"]
             if t.variant != "majority":
-                yield {"stage": "train", "record": str(train_record(t)), "cores": t.protocol["threads"]}
-            for e in t.evals:
+                yield _job("train", train_record(t), cell["key"], threads)
+            for each in cell["evals"]:
                 if t.variant != "majority":
-                    yield {"stage": "predict", "record": str(predict_record(t, e)), "cores": t.protocol["threads"]}
-                yield {"stage": "score", "record": str(score_record(t, e)), "cores": 1}
+                    yield _job("predict", predict_record(t, each["eval"]), each["predict_key"], threads)
+                yield _job("score", score_record(t, each["eval"]), each["key"], 1)
         for t in self.costs:
-            yield {"stage": "cost", "record": str(cost_record(t)), "cores": 0}  # 0: the whole machine
+            yield _job("cost", cost_record(t), t.computed_key, 0)
 
 
 def load_suite(name: str) -> Suite:
@@ -229,6 +233,11 @@ def load_suite(name: str) -> Suite:
 
 
 # --------------------------------------------------------------------------- small parts
+
+
+def _job(stage: str, path: Path, key: str | None, cores: int) -> dict:
+    """``path``: of its record; ``cores``: 0 for the whole machine."""
+    return {"stage": stage, "record": str(path), "key": key, "cores": cores}
 
 
 def _scores(evaluation: str, variant: str) -> bool:

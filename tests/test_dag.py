@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -57,6 +58,10 @@ def test_everything_is_there(project):
         assert (results / "collected" / f"{name}.parquet").stat().st_size > 0
     assert list((results / "figures").glob("*.svg")) and (results / "tables").glob("**/*.md")
     assert (results / "notebooks" / "learning_curves.ipynb").is_file()
+    jobs = json.loads((results / "plan.json").read_text())["jobs"]
+    made = {job["record"]: json.loads((project.folder / job["record"]).read_text()).get("key") for job in jobs}
+    assert any(job["key"] for job in jobs)  # progress knows by them what will be made anew
+    assert all(job["key"] in (None, made[job["record"]]) for job in jobs)
 
 
 def test_nothing_to_do_afterwards(finished):

@@ -133,3 +133,19 @@ def test_a_file_that_is_no_utf8_is_named(methods):
     write(methods, METHOD).write_bytes(b"# caf\xe9\n")
     with pytest.raises(UserError, match=r"methods/mine\.py: not valid Python: .*utf-8"):
         plugins.find_plugin("methods", "mine")
+
+
+def test_tasks_read_as_papers_write_them():
+    names = {
+        task
+        for kind in ("corpora", "evals")
+        for name in plugins.available(kind)
+        if (task := plugins.find_plugin(kind, name).task)
+    }
+    assert set(plugins.TASK_LABELS) <= names  # none of a task that is gone
+    assert (
+        plugins.find_plugin("evals", "glue-sst2").label
+        == plugins.find_plugin("corpora", "glue-sst2").label
+        == "GLUE SST-2"
+    )
+    assert plugins.find_plugin("evals", "wikitext-103").label == "WikiText-103"

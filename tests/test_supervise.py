@@ -444,6 +444,16 @@ def test_times_come_from_the_most_alike(suite):
     assert sure and again == pytest.approx(left + 40)  # alone on the machine
 
 
+def test_records_that_will_be_made_anew_are_not_counted(suite):
+    results, jobs = suite
+    for job in jobs:
+        finish(results, job["record"], {"stage": job["stage"], "key": "old"}, 10)
+    planned = [{**job, "key": "new"} for job in jobs[:-1]] + [{**jobs[-1], "key": None}]
+    (results / "plan.json").write_text(json.dumps({"jobs": planned}))
+    first = finish(results, jobs[0]["record"], {"stage": "train", "key": "new"}, 10)
+    assert first == "[ 2/12] train m/short/lora/seed0  ok  10 s   about 50 s left"
+
+
 def test_a_failure_shows_its_reason_and_the_last_line_no_time(suite):
     results, jobs = suite
     for job in jobs[:-1]:
