@@ -41,7 +41,7 @@ from evidence.learning_rates import not_chosen
 from evidence.pools import Panel, panels
 from evidence.score_notes import left_out
 from evidence.score_table import names_of
-from evidence.verdicts import CONTRADICTED, NOT_RUN, SUPPORTED, UNDECIDED, Finding, Judged, fields_of
+from evidence.verdicts import CONTRADICTED, SUPPORTED, UNDECIDED, Finding, Judged, fields_of
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMON = {"id", "claim", "place", "kind"}
@@ -145,7 +145,7 @@ def page(paper: str, judged: list[Judged], suite: dict, missing: list[str]) -> s
         ]
     lines += ["| claim | where | verdict | comparisons |", "|---|---|---|---|"]
     for each in judged:
-        verdict = each.verdict if own or each.verdict == NOT_RUN else f"{each.verdict} (protocol differs)"
+        verdict = each.verdict if each.settles(own) else f"{each.verdict} (protocol differs)"
         counts = {v: sum(f.verdict == v for f in each.findings) for v in (SUPPORTED, CONTRADICTED, UNDECIDED)}
         shown = ", ".join(f"{count} {v}" for v, count in counts.items() if count) or each.claim.get(
             "why", "nothing to compare"

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 KINDS = ("model", "corpus", "eval", "variant")
 
 
-def shared(runs: pd.DataFrame) -> dict[str, dict[str, str]]:
+def shared(runs: pd.DataFrame, kinds: Sequence[str] = KINDS) -> dict[str, dict[str, str]]:
     """By kind, {id: "label (id)"} of the ids whose label another one has. Columns as in runs.parquet."""
     found = {}
-    for kind in KINDS:
+    for kind in kinds:
         rows = runs.drop_duplicates(kind)
         labels = dict(zip(rows[kind], rows[f"{kind}_label"], strict=True))
         counts = Counter(labels.values())

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from evidence.cells import BASELINES
+from evidence.labels import shared
 from evidence.layout import Group, Table
 from evidence.pools import Panel, Pool, Run, panels
 from evidence.score_notes import UNRESOLVED, notes
@@ -143,12 +143,10 @@ def _run(run: Run, digits: int) -> str:
 
 def names_of(collected: Collected) -> dict[str, str]:
     """Labels of models and variants; those that share one bear their names in brackets."""
-    names = {}
-    for kind in ("model", "variant"):
+    names, kinds = {}, ("model", "variant")
+    for kind, told_apart in shared(collected.runs, kinds).items():
         rows = collected.runs.drop_duplicates(kind)
-        counts = Counter(rows[f"{kind}_label"])
-        for name, label in zip(rows[kind], rows[f"{kind}_label"], strict=True):
-            names[name] = label if counts[label] == 1 else f"{label} ({name})"
+        names |= {**dict(zip(rows[kind], rows[f"{kind}_label"], strict=True)), **told_apart}
     return names
 
 

@@ -45,6 +45,10 @@ class Judged:
             return CONTRADICTED
         return SUPPORTED if set(found) == {SUPPORTED} else UNDECIDED
 
+    def settles(self, own: bool) -> bool:
+        """Whether the verdict stands as it is; ``own``: the evidence is of the paper's own protocol."""
+        return own or self.verdict == NOT_RUN
+
 
 @dataclass(frozen=True)
 class Measured:

@@ -35,10 +35,11 @@ def line(results: Path, record: Path, content: dict, seconds: float, cores: int 
         jobs = json.loads((results / "plan.json").read_text(encoding="utf-8"))["jobs"]
     except (OSError, ValueError, KeyError):
         return text
-    keys = {entry["record"]: entry.get("key") for entry in _finished(results)}
+    ended = finished(results)
+    keys = {entry["record"]: entry.get("key") for entry in ended}
     done = [os.path.exists(job["record"]) and _same(job.get("key"), keys.get(job["record"])) for job in jobs]
     width = len(str(len(jobs)))
-    left, sure = remaining(results, jobs, done, cores or _cores())
+    left, sure = remaining(results, jobs, done, ended, cores or _cores())
     tail = f"   {'about' if sure else 'at least'} {duration(left)} left" if left else ""
     return f"[{sum(done):>{width}}/{len(jobs)}] {text}{tail}"
 
@@ -48,15 +49,15 @@ def _same(planned: str | None, made: str | None) -> bool:
     return not planned or not made or planned == made
 
 
-def remaining(results: Path, jobs: list[dict], done: list[bool], cores: int) -> tuple[float, bool]:
+def remaining(results: Path, jobs: list[dict], done: list[bool], ended: list[dict], cores: int) -> tuple[float, bool]:
     """(seconds until all jobs of the plan are done on ``cores`` cores, whether every kind of job has been timed).
 
-    A job takes the median of those most like it that have ended: same stage, model, corpus and eval, a baseline or not;
+    ``ended``: what ``finished`` gives. A job takes the median of those most like it that have ended: same stage, model, corpus and eval, a baseline or not;
     else same stage and corpus; else same stage. A kind that has not been timed counts nothing.
     """
     times: dict[tuple, list[float]] = defaultdict(list)
     stages = {job["record"]: job["stage"] for job in jobs}
-    for entry in _finished(results):
+    for entry in ended:
         if entry["status"] in ("ok", "diverged") and entry["record"] in stages:
             for kind in _kinds(results, stages[entry["record"]], entry["record"]):
                 times[kind].append(entry["seconds"])
@@ -131,7 +132,7 @@ def _kinds(results: Path, stage: str, record: str) -> list[tuple]:
     return [(stage, model, corpus, baseline, evaluation), (stage, corpus, baseline), (stage, corpus), (stage,)]
 
 
-def _finished(results: Path) -> list[dict]:
+def finished(results: Path) -> list[dict]:
     """Ends of stages, the latest of each record."""
     latest: dict[str, dict] = {}
     with contextlib.suppress(OSError), open(results / "logs" / "finished.jsonl", encoding="utf-8") as file:

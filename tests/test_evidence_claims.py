@@ -16,11 +16,11 @@ from evidence import claims
 from evidence.cells import EvidenceError
 from evidence.claim_costs import cost_findings, iteration_findings, size_findings
 from evidence.claim_scores import score_findings
-from evidence.claims import CONTRADICTED, NOT_RUN, SUPPORTED, UNDECIDED, Judged, judge_claims, read_claims
+from evidence.claims import CONTRADICTED, SUPPORTED, UNDECIDED, Judged, judge_claims, read_claims
 from evidence.paired import paired_difference
 from evidence.pools import ItemValues, Panel, Pool
 from evidence.stats import Spread
-from evidence.verdicts import needed, variant_of
+from evidence.verdicts import NOT_RUN, needed, variant_of
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.normal(0, 10, (3, 400))

@@ -435,12 +435,12 @@ def test_times_come_from_the_most_alike(suite):
     finish(results, jobs[6]["record"], {"stage": "train"}, 100)
     finish(results, jobs[1]["record"], {"stage": "score"}, 1)
     done = [Path(job["record"]).exists() for job in jobs]
-    left, sure = progress.remaining(results, jobs, done, cores=2)
+    left, sure = progress.remaining(results, jobs, done, progress.finished(results), cores=2)
     assert sure and left == pytest.approx((2 * 10 + 2 * 100 + 5 * 1) / 2)
     whole = [*jobs, {"stage": "cost", "record": str(results / "cost/m/long/lora/cost.json"), "cores": 0}]
-    assert not progress.remaining(results, whole, [*done, False], cores=2)[1]
+    assert not progress.remaining(results, whole, [*done, False], progress.finished(results), cores=2)[1]
     progress.note(results, Path(whole[-1]["record"]), {"status": "ok"}, 40)
-    again, sure = progress.remaining(results, whole, [*done, False], cores=2)
+    again, sure = progress.remaining(results, whole, [*done, False], progress.finished(results), cores=2)
     assert sure and again == pytest.approx(left + 40)  # alone on the machine
 
 
