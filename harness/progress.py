@@ -52,8 +52,9 @@ def _same(planned: str | None, made: str | None) -> bool:
 def remaining(results: Path, jobs: list[dict], done: list[bool], ended: list[dict], cores: int) -> tuple[float, bool]:
     """(seconds until all jobs of the plan are done on ``cores`` cores, whether every kind of job has been timed).
 
-    ``ended``: what ``finished`` gives. A job takes the median of those most like it that have ended: same stage, model, corpus and eval, a baseline or not;
-    else same stage and corpus; else same stage. A kind that has not been timed counts nothing.
+    ``ended``: what ``finished`` gives. A job takes the median of those most like it that have ended: same stage, model,
+    corpus and eval, a baseline or not; else same stage and corpus; else same stage. A kind that has not been timed counts
+    nothing.
     """
     times: dict[tuple, list[float]] = defaultdict(list)
     stages = {job["record"]: job["stage"] for job in jobs}
