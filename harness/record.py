@@ -50,6 +50,19 @@ def kept_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.kept")
 
 
+def made_at(path: Path, content: dict) -> int:
+    """When what the record ``content`` at ``path`` tells of came about, in ns: the time of the newest file that it names.
+
+    Its own time says less, for Snakemake sets that anew after each run of a stage, even of one that found the record
+    there and took it as it is. A good record of no file, an untrained model's, made nothing: 0. A failure's is its own.
+    Raises OSError where a file is gone.
+    """
+    files = content.get("files", {})
+    named = files.values() if isinstance(files, dict) else files  # an asset's are a list
+    alone = 0 if content.get("status") == "ok" else path.stat().st_mtime_ns
+    return max(((path.parent / f["file"]).stat().st_mtime_ns for f in named), default=alone)
+
+
 def read(path: Path) -> dict:
     """The record at ``path``. Raises Damaged naming the file when it is no record of this schema."""
     try:

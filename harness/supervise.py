@@ -169,7 +169,8 @@ class Supervisor:
         kept = records.kept_name(self.options.record)
         with contextlib.suppress(ValueError, OSError):
             content = records.read(kept)
-            later = all(kept.stat().st_mtime_ns >= need.stat().st_mtime_ns for need in self.options.needs)
+            made = records.made_at(kept, content)
+            later = all(made >= records.made_at(need, records.read(need)) for need in self.options.needs)
             files = content.get("files", {}).values()
             whole = all((self.options.record.parent / f["file"]).stat().st_size == f["bytes"] for f in files)
             if content.get("key") == key and later and whole:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -73,6 +74,26 @@ def test_touching_every_file_changes_nothing(finished):
         if path.is_file() and not any(part.startswith(".snakemake") for part in path.parts):
             os.utime(path)
     assert finished.plan() == set()
+
+
+def test_stages_run_again_take_what_is_there_with_the_same_key(finished):
+    """As when a mirror was copied anew: Snakemake runs the trainings and what follows from them; none is made anew."""
+    before = finished.records()
+    again = finished.run("--forcerun", "train_first").stderr
+    assert finished.records() == before
+    stages = re.findall(r"(train|predict|score) results/\S+: results/\S+ is there already, with the same key", again)
+    assert [stages.count(stage) for stage in ("train", "predict", "score")] == [5, 5, 5]  # the untuned model's, too
+
+
+def test_what_follows_from_a_training_made_anew_is_made_anew(finished):
+    """Its key is the same, yet its numbers need not be: answers of the older training are not put back."""
+    before, cell = finished.records(), finished.folder / "results" / "mini" / CELL / "full" / "seed0"
+    (cell / ".train.json.kept").unlink()
+    finished.run("--forcerun", "train_first")
+    after = finished.records()
+    changed = {path.removeprefix(f"results/mini/{CELL}/") for path in before if after[path] != before[path]}
+    answers = "full/seed0/generated-labels"
+    assert changed == {"full/seed0/train.json", f"{answers}/predict.json", f"{answers}/score.json"}
 
 
 def test_editing_a_method_runs_exactly_its_trainings(finished):
