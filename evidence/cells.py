@@ -75,9 +75,8 @@ def identity(plan: dict, cell: dict) -> dict[str, Any]:
 
 
 def evals_of(cell: dict) -> list[dict]:
-    """The evals of a cell as mappings with at least "eval" and "label"."""
-    entries = [entry if isinstance(entry, dict) else {"eval": entry} for entry in cell.get("evals") or []]
-    return [{**entry, "label": entry.get("label") or entry["eval"]} for entry in entries]
+    """The evals of a cell as mappings with at least "eval"."""
+    return [entry if isinstance(entry, dict) else {"eval": entry} for entry in cell.get("evals") or []]
 
 
 def folder_of(root: Path, cell: dict) -> Path:

@@ -143,7 +143,7 @@ def _facts(cell: dict, entry: dict, found: Outcome) -> dict[str, Any]:
     first = train if train.get("provenance") else score
     return {
         "eval": entry.get("eval", ""),
-        "eval_label": score.get("label") or entry.get("label", ""),
+        "eval_label": entry.get("label") or score.get("label") or entry.get("eval", ""),  # a record's is of its day
         "generated": bool(cell.get("generated") or entry.get("generated") or score.get("generated")),
         "stand_in": str(entry.get("stand_in") or cell.get("stand_in") or ""),
         "status": found.status,

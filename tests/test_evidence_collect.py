@@ -46,6 +46,20 @@ def test_every_cell_of_the_plan_has_its_row(tree):
     assert (runs[runs["headline"]].groupby(["model", "corpus", "variant", "seed", "eval"]).size() == 1).all()
 
 
+def test_a_benchmark_is_called_as_the_plan_calls_it_not_as_older_records_do(tmp_path):
+    """Names may change without a score being computed anew: its rows must not fall apart into two benchmarks."""
+    plan = fake_results.build(tmp_path / "fake")
+    content = json.loads(plan.read_text())
+    entry = content["cells"][0]["evals"][0]
+    for cell in content["cells"]:
+        for e in cell["evals"]:
+            e["label"] = f"{e['eval']}, as named now"
+    plan.write_text(json.dumps(content))
+    assert collect.main(["--plan", str(plan), "--out", str(tmp_path / "collected")]) == 0
+    runs = pd.read_parquet(tmp_path / "collected" / "runs.parquet")
+    assert set(runs[runs["eval"] == entry["eval"]]["eval_label"]) == {entry["label"]}
+
+
 @pytest.mark.parametrize(
     ("cell", "status", "stage", "reason"),
     [
