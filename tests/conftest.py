@@ -2,6 +2,7 @@
 of two threads each on two cores run six times slower than two of one. And what tests of the sandbox share."""
 
 import os
+import signal
 import tempfile
 
 import pytest
@@ -11,6 +12,8 @@ from tests.programs import TIGHT, keepers_of
 
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[name] = "1"
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell that starts the tests in the background asks for that
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # and a process that a test starts would inherit it
 
 
 @pytest.fixture(params=[level for level in sandbox.LEVELS if level != "limits" or os.geteuid() != 0])

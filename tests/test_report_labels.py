@@ -58,9 +58,7 @@ def test_an_eval_after_two_corpora_is_two_benchmarks(tmp_path):
         for file in path.glob("*-test"):
             file.rename(path / "gsm8k")
         for entry in cell["evals"]:
-            entry["eval"] = "gsm8k"
-        score = path / "gsm8k" / "score.json"
-        score.write_text(json.dumps(json.loads(score.read_text()) | {"label": "GSM8K"}))
+            entry |= {"eval": "gsm8k", "label": "GSM8K"}
 
     text, found = page_and_figures(tmp_path / "fake", change)
     for corpus in ("Headlines", "Arithmetic problems (multilingual templates)"):
