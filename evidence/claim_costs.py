@@ -2,8 +2,9 @@
 
 Both methods of a ratio of times step through the same batches, so each step gives a ratio; the geometric mean has Student's
 interval over steps. A step bears its share of the refreshes (their time over the steps from one to the next), as a training
-does. Memory is counted, at the highest of a training, and a start is measured once: neither has an interval. None covers
-other machines. A claim of "up to" (``best``) is one of the smallest ratio.
+does; a start is not in it, so the ratio of whole trainings of this suite stands beside it. The interval is of one session:
+sessions differ by more (docs/plan.md). Memory is counted, at the highest of a training, and a start is measured once:
+neither has an interval. None covers other machines. A claim of "up to" (``best``) is one of the smallest ratio.
 Iterations are those that the trainings themselves counted, paired over seeds.
 """
 
@@ -131,7 +132,15 @@ def _of_steps(one: dict, base: dict) -> tuple[float, float, float, str]:
     logs = [math.log((a + share) / (b + beside)) for a, b in zip(steps, others, strict=True)]
     found = over_seeds(logs, CONFIDENCE)
     value, low, high = (math.exp(log) for log in (found.value, found.low, found.high))
-    return value, low, high, f"{found.n} steps of the same batches{refreshed}"
+    return value, low, high, f"{found.n} steps of the same batches in one session{refreshed}{_whole(one, base)}"
+
+
+def _whole(one: dict, base: dict) -> str:
+    """The ratio of whole trainings, where both are known."""
+    times = [row.get("whole_seconds") for row in (one, base)]
+    if not all(time and time == time for time in times):
+        return ""
+    return f"; {times[0] / times[1]:.2f} of the whole training of this suite, start and warm-up included"
 
 
 def _refresh_share(row: dict) -> float:

@@ -119,7 +119,8 @@ def _areas(rows: pd.DataFrame, name: str, until: float) -> dict[int, float]:
     import numpy as np
 
     found = {}
-    for seed, part in rows[(rows["name"] == name) & (rows["step"] <= until)].groupby("seed"):
+    early = rows["step"] < until if name == "loss" else rows["step"] <= until  # a loss is of the step that begins there
+    for seed, part in rows[(rows["name"] == name) & early].groupby("seed"):
         part = part.sort_values("step")
         steps, values = part["step"].to_numpy(float), part["value"].to_numpy(float)
         if name == "loss":

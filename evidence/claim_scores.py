@@ -14,7 +14,7 @@ from evidence.equivalence import ALPHA, DIFFERENT, EQUIVALENT, tost
 from evidence.figure_plateau import ladders
 from evidence.learning_rates import settings
 from evidence.paired import CONFIDENCE, LEAST_SEEDS, Difference, paired_difference
-from evidence.pools import Panel, on_shared_seeds
+from evidence.pools import Panel, Pool, on_shared_seeds
 from evidence.verdicts import (
     CONTRADICTED,
     SUPPORTED,
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-AT_FLOOR = "all averages lie within noise of the floor, and no number of seeds would decide"
+AT_FLOOR = "all averages lie within noise of the floor, and their differences say nothing"
+BOTH_AT_FLOOR = "both lie within noise of the floor, and their difference says nothing"
 NO_SPREAD = "every item gives the same difference, which says nothing of other items"
 
 
@@ -40,7 +41,7 @@ def score_findings(claim: dict, found: list[Panel], fields: dict[str, dict[str, 
     """Every comparison of a claim "above", "below", "within" or "equal", and those that could not be made."""
     asked = list(_pairs(claim, found, fields))
     pairs = [pair for pair in asked if pair[3]]
-    gaps = [(other, f"{panel.label}, {model}") for panel, model, other, arrays in asked if not arrays]
+    gaps = [(other, f"{panel.label}, {model}") for panel, model, other, arrays, _ in asked if not arrays]
     if claim["kind"] == "equal":
         made = [_equal(*pair, claim["margin"], ALPHA / len(pairs)) for pair in pairs]
         return made + not_made(gaps, len(made))
@@ -48,15 +49,15 @@ def score_findings(claim: dict, found: list[Panel], fields: dict[str, dict[str, 
     bar = claim.get("margin", 0.0) * (-1 if claim["kind"] == "within" else 1)
     sign = -1 if claim["kind"] == "below" else 1
     made = [
-        _finding(panel, model, f" against {other}", paired_difference(*arrays, confidence), bar, confidence, sign)
-        for panel, model, other, arrays in pairs
+        _finding(panel, model, f" against {other}", paired_difference(*arrays, confidence), bar, confidence, sign, sunk)
+        for panel, model, other, arrays, sunk in pairs
     ]
     return made + not_made(gaps, len(made))
 
 
 def _pairs(claim: dict, found: list[Panel], fields: dict) -> Iterator[tuple]:
-    """(panel, model, other method, (its values, the other's) on shared seeds) of each comparison that is asked for; None in
-    place of the values where it cannot be made."""
+    """(panel, model, other method, (its values, the other's) on shared seeds, why they say nothing) of each comparison that
+    is asked for; None in place of the values where it cannot be made."""
     for panel in found:
         if not any(panel.eval.startswith(name) for name in claim.get("evals", [""])):
             continue
@@ -65,15 +66,23 @@ def _pairs(claim: dict, found: list[Panel], fields: dict) -> Iterator[tuple]:
             own = variant_of(here, claim["method"], fields)
             for other in claim["others"] if own else ():
                 beside = variant_of(here, other, fields)
-                arrays = beside and on_shared_seeds(panel.pools[own, model], panel.pools[beside, model])
-                yield panel, model, name_of(other), arrays
+                pair = [panel.pools[variant, model] for variant in (own, beside) if variant]
+                arrays = on_shared_seeds(*pair) if beside else None
+                yield panel, model, name_of(other), arrays, _sunk(panel, model, pair)
 
 
-def _equal(panel: Panel, model: str, other: str, arrays: tuple, margin: float, alpha: float) -> Finding:
+def _sunk(panel: Panel, model: str, pair: list[Pool]) -> str:
+    """Why a difference of these two would be one of noise: "" where one of them, at least, is above the floor."""
+    if panel.unresolved(model):
+        return AT_FLOOR
+    return BOTH_AT_FLOOR if pair and all(pool.at_floor for pool in pair) else ""
+
+
+def _equal(panel: Panel, model: str, other: str, arrays: tuple, sunk: str, margin: float, alpha: float) -> Finding:
     found = tost(*arrays, margin, alpha)
     text = f"{panel.label}, {model}: {found.text(2)} with {other}"
-    if panel.unresolved(model):
-        return Finding(UNDECIDED, f"{text}; {AT_FLOOR}")
+    if sunk:
+        return Finding(UNDECIDED, f"{text}; {sunk}")
     verdict = {EQUIVALENT: SUPPORTED, DIFFERENT: CONTRADICTED}.get(found.verdict, UNDECIDED)
     d = found.difference
     if d.error == 0:
@@ -86,7 +95,7 @@ def _equal(panel: Panel, model: str, other: str, arrays: tuple, margin: float, a
 
 
 def _finding(
-    panel: Panel, model: str, against: str, d: Difference, bar: float, confidence: float, sign: int = 1
+    panel: Panel, model: str, against: str, d: Difference, bar: float, confidence: float, sign: int, sunk: str
 ) -> Finding:
     """``sign``: -1 where the claim is that the method is the worse one; the text shows the difference as it is."""
     better = -1 if panel.first("lower_is_better", False) else 1
@@ -96,8 +105,8 @@ def _finding(
     text = (
         f"{panel.label}, {model}: {value:+.2f}{interval}{against}, {d.seeds} seed{'s' * (d.seeds > 1)}, {d.items} items"
     )
-    if panel.unresolved(model):
-        return Finding(UNDECIDED, f"{text}; {AT_FLOOR}")
+    if sunk:
+        return Finding(UNDECIDED, f"{text}; {sunk}")
     if not d.error:
         return Finding(UNDECIDED, f"{text}; {NO_SPREAD}")
     if d.seeds < LEAST_SEEDS:
@@ -134,7 +143,16 @@ def plateau_findings(claim: dict, found: list[Panel], runs: pd.DataFrame) -> lis
                     gaps.append((other, f"{panel.label}, {model}"))
     confidence = 1 - (1 - CONFIDENCE) / max(1, len(contrasts))
     made = [
-        _finding(panel, model, text, paired_difference(*one.shared(other), confidence), 0.0, confidence)
+        _finding(
+            panel,
+            model,
+            text,
+            paired_difference(*one.shared(other), confidence),
+            0.0,
+            confidence,
+            1,
+            _sunk(panel, model, []),
+        )
         for panel, model, text, one, other in contrasts
     ]
     return made + not_made(gaps, len(made))

@@ -33,7 +33,7 @@ def plateau_pages(runs: pd.DataFrame, panels: Sequence[Panel], styles: dict[str,
     """Pages with a panel per benchmark and model; none where no method has several sizes."""
     drawn, called = [], benchmarks(panels)
     for panel in panels:
-        if panel.facts.loc[panel.facts["metric"] == panel.metric, "headline"].all():
+        if panel.headline:
             for model in dict.fromkeys(m for _, m in panel.pools):
                 here = [s for s in settings(runs) if (s.model, s.corpus) == (model, panel.corpus)]
                 lines = ladders(here)

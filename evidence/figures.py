@@ -48,7 +48,7 @@ def draw(collected: Collected) -> dict[str, Figure]:
     labels = dict(zip(collected.runs["model"], collected.runs["model_label"], strict=True))
     models = {model: labels[model] for model in collected.suite["models"] if model in labels}
     scored = panels(collected)
-    headlines = [p for p in scored if p.facts.loc[p.facts["metric"] == p.metric, "headline"].all()]
+    headlines = [panel for panel in scored if panel.headline]
     works = workloads(collected)
     pages = (
         cost_pages(collected.costs, look) if len(collected.costs) else [],

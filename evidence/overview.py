@@ -304,7 +304,8 @@ def _notes(made: list[Overview]) -> list[str]:
         "items and, from three runs on, its runs. Benchmarks at their floor are left out; on each benchmark only the seeds "
         "that all methods have.",
         "Tier 1: benchmarks whose best tier holds the method. On the front: share of draws in which no method is at least as "
-        "good in IQM, time of a training and live tensors, and better in one; times are of one machine.",
+        "good in IQM, time of a training and live tensors, and better in one; times are of one machine and, like memory, of the "
+        "corpora whose cost was measured, which need not be all.",
     ]
     if any(e and not _drawn(e) for one in made for m in one.methods.values() for e in (m.quality, m.better)):
         lines.append(

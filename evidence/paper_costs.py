@@ -49,7 +49,8 @@ def costs_table(paper: str, spec: dict, collected: Collected) -> Table:
         table.groups.append(Group([NOT_RUN], [["—"] * 10]))
     table.notes = [
         "Medians of timed steps with the machine to itself; a step between two refreshes, whose time is in the training's. "
-        "Live tensors of one step; the third part leaves activations out, which depend on batch and length.",
+        "Live tensors: bytes at the highest point of a training, its start and warm-up included; the third part is of one step "
+        "and leaves activations out, which depend on batch and length.",
         *cost_mark_notes(costs),
         *(f"The paper says: {text}" for text in spec.get("claims", [])),
     ]

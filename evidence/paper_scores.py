@@ -13,7 +13,7 @@ from evidence.learning_rates import not_chosen
 from evidence.mean_of_evals import mean_pool
 from evidence.names import family_of
 from evidence.pools import OTHER_STACK, STALE, Panel, Pool, on_shared_seeds, panels
-from evidence.reported import chosen, read_reported
+from evidence.reported import Number, chosen, read_reported
 from evidence.score_notes import UNRESOLVED, left_out
 from evidence.score_table import cell, decimals, names_of
 from evidence.tiers import ITEMS_NOTE, NOTE, place
@@ -30,19 +30,29 @@ def scores_table(paper: str, spec: dict, collected: Collected) -> Table:
     """A row group per benchmark of the paper, a row per method of it."""
     numbers = read_reported(paper, spec["reported"]) if "reported" in spec else []
     names, models = names_of(collected), collected.suite["models"]
-    theirs = list(dict.fromkeys(n.model for n in numbers if n.method in spec["methods"]))
+    numbers = [
+        n
+        for n in numbers
+        if any(_printed([n], row, spec, method) for row in spec["rows"] for method in spec["methods"])
+    ]
+    theirs = list(dict.fromkeys(n.model for n in numbers))
     own = set(
         spec.get("models", {}).values()
     )  # the paper's models: others' scores are not to be subtracted from its own
     heads = [(names[m], [*SUBHEADS, LESS] if m in own else SUBHEADS) for m in models if m in names]
-    heads += [("reported by the paper", theirs)] if theirs else []
+    heads += [("reported", theirs)] if theirs else []
     table = Table(spec["title"], ("Benchmark", "Method"), heads, [], [])
     found = _panels(spec, collected)
     for row in spec["rows"]:
         table.groups.append(_group(row, spec, table, found, names, models, numbers, theirs))
-    sources = dict.fromkeys(n.source for n in numbers if n.method in spec["methods"])
-    table.notes = _notes(spec, sources, found)
+    table.notes = _notes(spec, dict.fromkeys(n.source for n in numbers), found)
     return table
+
+
+def _printed(numbers: list[Number], row: dict, spec: dict, method: str) -> dict[str, Number]:
+    """{the source's model: its number} of a row and method; ``called`` tells by what other names sources go."""
+    wanted = {**row.get("reported", {}), "method": spec.get("called", {}).get(method, method)}
+    return {number.model: number for number in chosen(numbers, wanted)}
 
 
 def _group(row: dict, spec: dict, table: Table, found: list[Panel], names: dict, models, numbers, theirs) -> Group:
@@ -52,7 +62,7 @@ def _group(row: dict, spec: dict, table: Table, found: list[Panel], names: dict,
     placed = {model: _tiers(row, model, found, pools) for model, (pools, _) in by_model.items()}
     for method, family in spec["methods"].items():
         texts = [method]
-        printed = {n.model: n for n in chosen(numbers, {**row.get("reported", {}), "method": method})}
+        printed = _printed(numbers, row, spec, method)
         for model, (pools, _) in by_model.items():
             variant = next((v for v in pools if family_of(v) == family), None)
             pool = pools.get(variant)
@@ -127,7 +137,7 @@ def _pools(row: dict, model: str, found: list[Panel]) -> tuple[dict[str, Pool], 
 def _panel(row: dict, name: str, model: str, found: list[Panel]) -> Panel | None:
     for panel in found:
         wanted = row.get("metric")
-        right = panel.metric == wanted if wanted else panel.facts["headline"].any()
+        right = panel.metric == wanted if wanted else panel.headline
         if panel.eval == name and right and any(m == model for _, m in panel.pools):
             return panel
     return None
@@ -145,6 +155,9 @@ def _notes(spec: dict, sources, found: list[Panel]) -> list[str]:
             + ". Less reported: on the paper's own model alone, "
             f"equivalence within {spec.get('margin', 1.0):g} (ours) by two one-sided tests."
         )  # fmt: skip
+    trained = {row["title"]: _trained_on(row, found) for row in spec["rows"]}
+    if any(trained.values()):
+        notes.append("Trained here on: " + "; ".join(f"{title}: {on}" for title, on in trained.items() if on) + ".")
     every = [run for panel in found for pool in panel.pools.values() for run in pool.runs]
     if any(run.stale for run in every):
         notes.append(f"{STALE} stale: of another specification than the suite's present one; not averaged with others.")
@@ -154,6 +167,11 @@ def _notes(spec: dict, sources, found: list[Panel]) -> list[str]:
     if labels:
         notes.append(f"Made by a program, says nothing of real tasks: {', '.join(labels)}.")
     return notes
+
+
+def _trained_on(row: dict, found: list[Panel]) -> str:
+    """Corpora that a row's scores follow from."""
+    return ", ".join(dict.fromkeys(str(p.first("corpus_label", p.corpus)) for p in found if p.eval in row["evals"]))
 
 
 # --------------------------------------------------------------------------- the share of a gap

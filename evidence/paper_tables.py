@@ -34,18 +34,26 @@ KINDS: dict[str, Callable] = {
     "gap": gap_table,
     "projection": projection_table,
 }
+
+
+def _names(value: object) -> str:
+    """What is wrong with a name or a list of them; empty where nothing is."""
+    return checked.text(value) and checked.list_of(checked.text)(value)
+
+
 METHODS = checked.list_of(known_names.family)
 EVALS = checked.list_of(known_names.eval_name)
 LABELS = checked.mapping_of(checked.text, checked.text)
 THEIRS = checked.mapping_of(checked.text, known_names.family)  # the paper's name of a method: ours
+CALLED = checked.mapping_of(checked.text, _names)  # the table's name of a method: the source's
 ROW = {"title": checked.text, "evals": EVALS}
 METRIC = {"metric": checked.text}
-PRINTED = checked.fields({"benchmark": checked.text}, {**METRIC, "model": checked.text, "source": checked.text})
+PRINTED = checked.fields({"benchmark": _names}, {**METRIC, "model": checked.text, "source": checked.text})
 SCORE_ROWS = checked.list_of(checked.fields(ROW, {**METRIC, "reported": PRINTED}))
 FIELDS: dict[str, tuple[dict[str, checked.Check], dict[str, checked.Check]]] = {  # what a kind needs, and may have
     "scores": (
         {"rows": SCORE_ROWS, "methods": THEIRS},
-        {"reported": checked.text, "models": LABELS, "margin": checked.positive},
+        {"reported": checked.text, "models": LABELS, "margin": checked.positive, "called": CALLED},
     ),
     "costs": ({"methods": METHODS}, {"claims": checked.list_of(checked.text)}),
     "gap": (

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from evidence import stats
 from evidence.cells import NO_VALUE
 from evidence.grades import Formula
-from evidence.paired import linearised
+from evidence.paired import LEAST_SEEDS, linearised, paired_difference
 from evidence.stats import Interval, Spread
 
 if TYPE_CHECKING:
@@ -94,6 +94,12 @@ class Panel:
         """The eval's name for readers; it says so if rows were made by a program."""
         name = str(self.first("eval_label", self.eval))
         return f"{name} (generated)" if self.facts["generated"].any() and "generated" not in name else name
+
+    @property
+    def headline(self) -> bool:
+        """Is it the eval's score, and no likelihood beside it? (That of an eval without any result is.)"""
+        own = self.facts["metric"] == self.metric  # facts hold the rows without a result, too, which have no metric
+        return not self.metric or bool(self.facts.loc[own, "headline"].any())
 
     def first(self, column: str, default: object = "") -> object:
         """The first value of a column that says something."""
@@ -173,6 +179,7 @@ def _pool(seeds: dict[int, list[dict]], metric: str, items: dict, formula: Formu
     n_items = counts.pop() if len(counts) == 1 else None
     values = _item_values(stacked, formula)
     sunk = _at_floor(chosen, floor, average.mean, error)
+    sunk = True if _near_floor_over_seeds(values, floor) else sunk
     return Pool(runs, average, interval, tuple(run.seed for run in used), mark, n_items, sunk, values)
 
 
@@ -253,6 +260,15 @@ def _at_floor(rows: list[dict], floor: float | None, mean: float, error: float) 
     if floor is None or math.isnan(mean):
         return False if said else None
     return mean <= floor if math.isnan(error) else stats.near_floor(mean, floor, error)
+
+
+def _near_floor_over_seeds(values: ItemValues | None, floor: float | None) -> bool:
+    """Might other seeds and items have put the mean at the floor? Fewer than three seeds cannot tell: False."""
+    import numpy as np
+
+    if floor is None or values is None or len(values.values) < LEAST_SEEDS:
+        return False
+    return paired_difference(values.values, np.full_like(values.values, floor)).low <= 0
 
 
 def _by_run(items: pd.DataFrame) -> dict[tuple, pd.DataFrame]:

@@ -56,31 +56,48 @@ def build(collected: Collected, results: Path, out: Path, paper: str = "") -> Pa
 
 
 def _context(collected: Collected, results: Path, paper: str) -> dict[str, Any]:
-    found = panels(collected, reference=False)
+    found = panels(collected)
     scores, costs, failed = score_rows(collected, found), cost_rows(collected), failed_rows(collected)
+    headlines = [row for row in scores if row.headline]
     look = styles(collected.suite["variants"])
     frame = collected.curves(list(SIDES))
     frame = frame[(frame["stale"] == "") & (frame["other_stack"] == "")]
     figures = {
-        "quality": quality(scores, costs, look),
-        "differences": differences(scores, look),
+        "quality": quality(headlines, costs, look),
+        "differences": differences(headlines, look),
         "curves": curves(frame, look),
     }
     return {
         "findings": findings(scores, costs, failed),
         "scores": scores,
         "costs": costs,
+        "settings": _settings(collected),
         "tuning": tuning_table(collected, "Tuning"),
         "searched": _searched(collected),
         "failed": failed,
         "figures": figures,
-        "claims": _claims(collected, paper, found),
+        "claims": _claims(collected, paper, [panel for panel in found if panel.headline]),
         "paper": paper,
         "audit": _audit(paper),
         "static": _static(results),
         "provenance": provenance(collected),
         "problems": collected.suite.get("problems", []),
     }
+
+
+def _settings(collected: Collected) -> list[tuple[str, str]]:
+    """(method's label, its file and hyper-parameters) of each variant; all values where models or corpora have their own."""
+    found = []
+    runs = collected.runs[collected.runs["hyperparameters"] != ""]
+    for (label, method), rows in runs.groupby(["variant_label", "method"], sort=False):
+        each = [json.loads(text) for text in rows["hyperparameters"].unique()]
+        fields = {
+            name: sorted({json.dumps(one.get(name)).replace('"', "") for one in each}) for one in each for name in one
+        }
+        listed = [f"{name} {' or '.join(values)}" for name, values in fields.items()]
+        if listed:
+            found.append((label, f"methods/{method}.py; {', '.join(listed)}"))
+    return found
 
 
 def _searched(collected: Collected) -> dict[tuple[str, str, str], str]:

@@ -20,19 +20,20 @@ class Finding:
     text: str
 
 
-def findings(scores: Sequence[ScoreRow], costs: Sequence[CostRow], failed: Sequence[str]) -> list[Finding]:
-    """The sentences, in the order in which a reader decides."""
+def findings(rows: Sequence[ScoreRow], costs: Sequence[CostRow], failed: Sequence[str]) -> list[Finding]:
+    """The sentences, in the order in which a reader decides; by headline scores, likelihoods where these are at their floor."""
+    scores, likelihoods = [r for r in rows if r.headline], [r for r in rows if not r.headline]
     return [
         Finding("What to use", what_to_use(scores, costs)),
         Finding("How sure", how_sure(scores)),
         Finding("What it costs", what_it_costs(costs)),
-        Finding("What stays open", what_stays_open(scores)),
+        Finding("What stays open", what_stays_open(scores, likelihoods)),
         Finding("What went wrong", what_went_wrong(scores, failed)),
     ]
 
 
 def what_to_use(scores: Sequence[ScoreRow], costs: Sequence[CostRow]) -> str:
-    """The cheapest of the methods that no benchmark tells from its best."""
+    """The cheapest of the methods that no benchmark tells from its best, or from the reference as worse, or puts at its floor."""
     contests = _contests(scores)
     if not contests:
         return "Nothing can be recommended: no benchmark compares two methods above its floor."
@@ -46,7 +47,7 @@ def what_to_use(scores: Sequence[ScoreRow], costs: Sequence[CostRow]) -> str:
     first: dict[str, int] = {}
     for rows in contests:
         for row in rows:
-            first[row.method] = first.get(row.method, 0) + (row.tier.rstrip("*") == "1")
+            first[row.method] = first.get(row.method, 0) + _among_best(row)
     entered = {method: sum(any(r.method == method for r in rows) for rows in contests) for method in first}
     always = [m for m, wins in first.items() if wins == entered[m] == len(contests)]
     if not always:
@@ -79,10 +80,9 @@ def how_sure(scores: Sequence[ScoreRow]) -> str:
     held = [row for row in compared if told_apart(row)]
     if held:
         clearest = max(held, key=lambda row: abs(row.difference["difference"]) / row.difference["error"])
-        better = (clearest.difference["difference"] > 0) != clearest.lower_is_better
         return (
             f"{len(held)} of {_count(len(compared), 'difference')} to {reference} hold over seeds and items (Holm, 0.05); the "
-            f"clearest: {clearest.method} is {'better' if better else 'worse'}, {difference_text(clearest)} on "
+            f"clearest: {clearest.method} is {'worse' if _worse(clearest) else 'better'}, {difference_text(clearest)} on "
             f"{clearest.benchmark}, {clearest.model_label}{' (lower is better)' if clearest.lower_is_better else ''}."
         )
     if all(row.difference["covers"] == "items only" for row in compared):
@@ -128,8 +128,8 @@ def what_it_costs(costs: Sequence[CostRow]) -> str:
     return text + f" (median over {_count(settings, 'model and corpus', 'models and corpora')}{which})."
 
 
-def what_stays_open(scores: Sequence[ScoreRow]) -> str:
-    """Benchmarks at their floor, and how small a difference the others would find."""
+def what_stays_open(scores: Sequence[ScoreRow], likelihoods: Sequence[ScoreRow] = ()) -> str:
+    """Benchmarks at their floor and what likelihoods say there, and how small a difference the others would find."""
     sunk: dict[str, dict[str, None]] = {}
     for row in scores:
         if row.unresolved:
@@ -139,7 +139,9 @@ def what_stays_open(scores: Sequence[ScoreRow]) -> str:
     if sunk:
         where = _listed([f"{_listed(list(names))} on {model}" for model, names in sunk.items()])
         one = sum(map(len, sunk.values())) == 1
-        parts.append(f"{where} tell{'s' * one} nothing: every average lies within noise of the floor")
+        parts.append(
+            f"{where} tell{'s' * one} nothing: every average lies within noise of the floor{_likelihoods(scores, likelihoods)}"
+        )
     by_benchmark: dict[str, list[float]] = {}
     for row in compared:
         by_benchmark.setdefault(row.benchmark, []).append(row.difference["detectable"])
@@ -147,11 +149,24 @@ def what_stays_open(scores: Sequence[ScoreRow]) -> str:
         found = {name: median(values) for name, values in by_benchmark.items()}
         finest, coarsest = min(found, key=lambda n: found[n]), max(found, key=lambda n: found[n])
         parts.append(
-            f"a true difference below {found[finest]:.2g} on {finest}"
+            f"in four of five cases a true difference of {found[finest]:.2g} on {finest}"
             + (f", or {found[coarsest]:.2g} on {coarsest}," if finest != coarsest else "")
-            + " would mostly stay unseen; four times the items and seeds halve that"
+            + " would be found (median over methods); four times the items and seeds at least halve that"
         )
     return _sentence(parts) or "Nothing: but no benchmark says what it could have found."
+
+
+def _likelihoods(scores: Sequence[ScoreRow], likelihoods: Sequence[ScoreRow]) -> str:
+    """How many differences in the likelihood of reference answers hold on the benchmarks that are at their floor."""
+    sunk = {(row.corpus, row.eval, row.model) for row in scores if row.unresolved}
+    compared = [
+        r for r in likelihoods if (r.corpus, r.eval, r.model) in sunk and r.difference and r.difference["error"]
+    ]
+    if not compared:
+        return ""
+    held = sum(told_apart(row) for row in compared)
+    count = _count(len(compared), "difference")
+    return f" (in the likelihood of the reference answers, {held} of {count} to {_reference(compared, scores)} hold)"
 
 
 def what_went_wrong(scores: Sequence[ScoreRow], failed: Sequence[str]) -> str:
@@ -180,6 +195,16 @@ def _contests(scores: Sequence[ScoreRow]) -> list[list[ScoreRow]]:
         if row.tier:
             groups.setdefault((row.corpus, row.eval, row.model), []).append(row)
     return [rows for rows in groups.values() if len(rows) > 1]
+
+
+def _among_best(row: ScoreRow) -> bool:
+    """Tier 1 alone is not enough: a method whose seeds scatter widely is told from few, the best least of all."""
+    return row.tier.rstrip("*") == "1" and not row.at_floor and not (told_apart(row) and _worse(row))
+
+
+def _worse(row: ScoreRow) -> bool:
+    """Is its difference to the reference to its disadvantage?"""
+    return (row.difference["difference"] < 0) != row.lower_is_better
 
 
 def _pace(costs: Sequence[CostRow], method: str) -> float | None:

@@ -43,6 +43,7 @@ class ScoreRow:
     benchmark: str
     about: list[str]  # metric, items, training
     metric: str
+    headline: bool  # else the likelihood of the reference answers
     lower_is_better: bool
     model: str
     model_label: str
@@ -59,6 +60,7 @@ class ScoreRow:
     planned: int
     items: int | None
     tier: str
+    at_floor: bool
     unresolved: bool
     runs: list[RunText]
     digits: int
@@ -73,9 +75,9 @@ def page_of(model: str, corpus: str, variant: str, part: str = "") -> str:
 
 
 def score_rows(collected: Collected, found: list[Panel] | None = None) -> list[ScoreRow]:
-    """Rows in the order of the suite: benchmarks, models, methods. ``found``: headline panels, where they are made already."""
+    """Rows in the order of the suite: benchmarks, models, methods. ``found``: panels, where they are made already."""
     names, rows = names_of(collected), []
-    found = panels(collected, reference=False) if found is None else found
+    found = panels(collected) if found is None else found
     called = benchmarks(found)
     table = difference_table(collected, "", found)
     keys = ("corpus", "eval", "metric", "model", "variant")
@@ -107,6 +109,7 @@ def _row(panel: Panel, benchmark: str, pool: Pool, model: str, variant: str, nam
         benchmark=benchmark,
         about=describe(panel)[1:],
         metric=metric_label(panel) if panel.metric else "",
+        headline=panel.headline,
         lower_is_better=bool(panel.first("lower_is_better", False)),
         model=model,
         model_label=names[model],
@@ -123,6 +126,7 @@ def _row(panel: Panel, benchmark: str, pool: Pool, model: str, variant: str, nam
         planned=len(pool.runs),
         items=pool.n_items,
         tier=placed.text(variant),
+        at_floor=bool(pool.at_floor),
         unresolved=unresolved,
         runs=[_run(run, digits) for run in pool.runs],
         digits=digits,

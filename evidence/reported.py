@@ -53,9 +53,10 @@ def read_reported(paper: str, file: str) -> list[Number]:
         raise EvidenceError(f"{path}: no column {error}. Add it, or fetch the file again.") from None
 
 
-def chosen(numbers: list[Number], wanted: dict[str, str]) -> list[Number]:
-    """Those whose fields are as ``wanted`` says (benchmark, metric, model, method, source)."""
-    return [number for number in numbers if all(getattr(number, name) == value for name, value in wanted.items())]
+def chosen(numbers: list[Number], wanted: dict[str, str | list[str]]) -> list[Number]:
+    """Those whose fields are as ``wanted`` says (benchmark, metric, model, method, source): a name, or one of several."""
+    names = {field: value if isinstance(value, list) else [value] for field, value in wanted.items()}
+    return [number for number in numbers if all(getattr(number, field) in value for field, value in names.items())]
 
 
 def _number(row: dict) -> Number:

@@ -122,7 +122,7 @@ def _doubts(found: Sequence[Panel], pools: Sequence[Pool]) -> list[str]:
     if any(panel.unresolved(model) for panel in found for _, model in panel.pools):
         lines.append(
             f"{UNRESOLVED.capitalize()}: every average lies within noise of the metric's floor, or of always answering the "
-            "commonest class."
+            "commonest class (over items; from three runs on, over seeds and items)."
         )
     every = [run for pool in pools for run in pool.runs]
     if waiting := sum(run.status == "missing" for run in every):

@@ -105,7 +105,7 @@ def test_the_early_loss_is_paired_and_has_student_s_interval():
     gaps = []
     for seed in range(3):
         means = {
-            v: np.mean([r[5] for r in rows if r[0] == v and r[1] == seed and r[2] <= 10]) for v in ("lora", "lora-ga")
+            v: np.mean([r[5] for r in rows if r[0] == v and r[1] == seed and r[2] < 10]) for v in ("lora", "lora-ga")
         }
         gaps.append(means["lora-ga"] - means["lora"])
     low, high = scipy_stats.ttest_1samp(gaps, 0).confidence_interval(0.95)

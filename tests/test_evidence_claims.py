@@ -350,3 +350,17 @@ def test_below_is_the_worse_of_each_pair_and_shows_the_difference_as_it_is():
     assert verdict(claim, low) == SUPPORTED and verdict({**claim, "margin": 6}, low) == CONTRADICTED
     assert ": -5." in score_findings({"id": "x", **claim}, [low], {})[0].text
     assert verdict(claim, panel(hybrid=pool(5), lora=pool(0, noise=0.1), boft=pool(9, noise=0.1))) == CONTRADICTED
+
+
+def test_two_that_lie_at_the_floor_decide_nothing_beside_one_that_does_not():
+    found = panel(hybrid=pool(9), lora=pool(0, noise=0.1), boft=pool(20, noise=0.1))
+    found.pools["hybrid", "m"].at_floor = found.pools["lora", "m"].at_floor = True
+    findings = score_findings({"id": "x", **ABOVE}, [found], {})
+    assert [f.verdict for f in findings] == [UNDECIDED, CONTRADICTED] and "both lie within" in findings[0].text
+
+
+def test_a_ratio_of_steps_has_that_of_whole_trainings_beside_it():
+    made = costs(STEPS)
+    made.costs["whole_seconds"] = [20.0, 30.0, 20.0]  # full, hybrid, lora
+    (found,) = cost_findings({**COST, "of": "time", "ratio": 0.6}, made, {})
+    assert "1.50 of the whole training of this suite" in found.text and found.verdict == SUPPORTED

@@ -108,6 +108,28 @@ def test_hybrid_s_table_holds_every_reported_number(fake):
     assert "not run" in text
 
 
+def test_smt_s_tables_hold_numbers_by_all_names_of_their_sources_and_no_empty_column(fake):
+    tables = paper_tables.build("smt", fake)
+    mean = [
+        row
+        for row in tables["commonsense"].records
+        if row["benchmark"].startswith("mean") and row["origin"] == "reported"
+    ]
+    told = {(row["model"], row["method"]): row["average"] for row in mean}
+    assert told["LLaMA2-7B", "SMT"] == 83.4 and told["LLaMA-3-8B", "SMT"] == 86.8  # one as SMT(Best), one as SMT
+    for name in ("commonsense", "mathematics"):
+        table = tables[name]
+        label, models = table.heads[-1]
+        told = {row["model"] for row in table.records if row["origin"] == "reported"}
+        assert label == "reported" and set(models) == told
+
+
+def test_a_table_says_what_its_scores_were_trained_on(fake):
+    spec = {**SPEC, "rows": [{"title": "Headlines", "evals": ["headlines-test"]}, {"title": "no", "evals": ["gsm8k"]}]}
+    notes = paper_scores.scores_table("smt", spec, fake).notes
+    assert [note for note in notes if note.startswith("Trained here on")] == ["Trained here on: Headlines: Headlines."]
+
+
 def test_cells_show_every_run_and_average_what_may_be_averaged(fake):
     table = paper_scores.scores_table("hybrid", SPEC, fake)
     headlines, arithmetic = rows_of(table, "Headlines"), rows_of(table, "Arithmetic")

@@ -11,7 +11,7 @@ from evidence import equivalence, paired, tiers
 from evidence.cells import EvidenceError
 from evidence.collected import Collected
 from evidence.difference_table import difference_table
-from evidence.pools import ItemValues, Pool, panels
+from evidence.pools import ItemValues, Pool, _near_floor_over_seeds, panels
 from evidence.score_table import score_table
 from evidence.stats import Spread
 
@@ -164,3 +164,15 @@ def test_a_benchmark_at_its_floor_has_no_tiers_and_unknown_names_are_told(collec
     assert panel.unresolved("tiny-llama") and not tiers.panel_tiers(panel, "tiny-llama").of
     with pytest.raises(EvidenceError, match="eval 'sonnets' with model 'tiny-bert' is not scored"):
         tiers.tiers(collected, "sonnets", "tiny-bert")
+
+
+def test_a_mean_that_other_seeds_might_have_put_at_the_floor_lies_there():
+    """Items alone would call 46 % of 200 more than a floor of 33.3 %; one lucky seed of three is not that."""
+
+    def scored(*shares):
+        values = np.stack([100.0 * (np.arange(200) < 2 * share) for share in shares])
+        return ItemValues(values, tuple(map(str, range(200))))
+
+    near = _near_floor_over_seeds
+    assert near(scored(32.0, 60.0, 46.0), 33.3) and not near(scored(45.5, 46.0, 46.5), 33.3)
+    assert not near(scored(32.0, 60.0), 33.3) and not near(scored(32.0, 60.0, 46.0), None) and not near(None, 33.3)

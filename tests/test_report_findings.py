@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from evidence.report_findings import how_sure, what_it_costs, what_to_use
+from evidence.report_findings import how_sure, what_it_costs, what_stays_open, what_to_use
 
 
 def cost(variant, whole, peak):
@@ -45,6 +45,7 @@ def test_tier_ten_is_not_among_the_best():
             benchmark="b",
             eval="e",
             difference=None,
+            at_floor=False,
             seeds=3,
         )
         for place in range(1, 12)
@@ -102,3 +103,28 @@ def test_full_fine_tuning_is_known_by_its_method_and_named_where_it_is_one_of_se
 
 def test_full_fine_tuning_alone_is_not_called_unmeasured():
     assert what_it_costs([cost("full", 10.0, 400.0)]).endswith("no other method was measured beside full fine-tuning.")
+
+
+def contest(variant, value, **others):
+    """A row of one benchmark, in its first tier, ``value`` from the reference."""
+    row = compared(variant, value, lower=False)
+    vars(row).update({"tier": "1", "at_floor": False, "corpus": "c", "eval": "e", "model": "m", **others})
+    return row
+
+
+def test_what_is_told_worse_than_the_reference_or_at_its_floor_is_not_recommended():
+    """Seeds that scatter widely keep both in the first tier, and both are cheap."""
+    rows = [contest("lora-r8", 0.0), contest("smt", -15.0), contest("urnn", 1.0, at_floor=True)]
+    costs = [cost(name, whole, 100.0) for name, whole in (("lora-r8", 10.0), ("smt", 5.0), ("urnn", 1.0))]
+    rows[0].difference = None
+    assert what_to_use(rows, costs).startswith("lora-r8: the only method")
+
+
+def test_at_the_floor_the_likelihood_of_the_right_answers_is_told():
+    sunk = [contest("lora-r8", 0.0, unresolved=True), contest("full", 4.0, unresolved=True)]
+    told = [contest("lora-r8", 0.0), contest("full", 0.4), contest("boft", 0.1)]
+    told[0].difference = None
+    told[2].difference["p_holm"] = 0.2
+    said = what_stays_open(sunk, told)
+    assert "B on m tells nothing" in said and "1 of 2 differences to lora-r8 hold)" in said
+    assert "likelihood" not in what_stays_open(sunk) + what_stays_open([contest("full", 4.0, unresolved=False)], told)
