@@ -157,11 +157,10 @@ def what_stays_open(scores: Sequence[ScoreRow], likelihoods: Sequence[ScoreRow] 
 
 
 def _likelihoods(scores: Sequence[ScoreRow], likelihoods: Sequence[ScoreRow]) -> str:
-    """How many differences in the likelihood of reference answers hold on the benchmarks that are at their floor."""
+    """How many differences in the likelihood of reference answers hold over seeds and items on benchmarks at their floor."""
     sunk = {(row.corpus, row.eval, row.model) for row in scores if row.unresolved}
-    compared = [
-        r for r in likelihoods if (r.corpus, r.eval, r.model) in sunk and r.difference and r.difference["error"]
-    ]
+    beside = [row for row in likelihoods if (row.corpus, row.eval, row.model) in sunk and row.difference]
+    compared = [r for r in beside if r.difference["error"] and r.difference["covers"] == "seeds and items"]
     if not compared:
         return ""
     held = sum(told_apart(row) for row in compared)
