@@ -6,7 +6,7 @@ A comparison is ``evidence.paired``'s, over seeds and items. Where a claim makes
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +71,7 @@ def _pairs(claim: dict, found: list[Panel], fields: dict) -> Iterator[tuple]:
                 yield panel, model, name_of(other), arrays, _sunk(panel, model, pair)
 
 
-def _sunk(panel: Panel, model: str, pair: list[Pool]) -> str:
+def _sunk(panel: Panel, model: str, pair: Sequence[Pool] = ()) -> str:
     """Why a difference of these two would be one of noise: "" where one of them, at least, is above the floor."""
     if panel.unresolved(model):
         return AT_FLOOR
@@ -135,25 +135,17 @@ def plateau_findings(claim: dict, found: list[Panel], runs: pd.DataFrame) -> lis
             if own is None:
                 continue
             zero = replace(own, values=0 * own.values)
-            contrasts.append((panel, model, f" points a doubling over {own.sizes} sizes", own, zero))
+            contrasts.append((panel, model, f" points a doubling over {own.sizes} sizes", own.shared(zero)))
             for other in claim["others"]:
-                if slopes.get(other) and own.shared(slopes[other]):
-                    contrasts.append((panel, model, f" points a doubling more than {other}", own, slopes[other]))
+                shared = own.shared(slopes[other]) if slopes.get(other) else None
+                if shared:
+                    contrasts.append((panel, model, f" points a doubling more than {other}", shared))
                 else:
                     gaps.append((other, f"{panel.label}, {model}"))
     confidence = 1 - (1 - CONFIDENCE) / max(1, len(contrasts))
     made = [
-        _finding(
-            panel,
-            model,
-            text,
-            paired_difference(*one.shared(other), confidence),
-            0.0,
-            confidence,
-            1,
-            _sunk(panel, model, []),
-        )
-        for panel, model, text, one, other in contrasts
+        _finding(panel, model, text, paired_difference(*shared, confidence), 0.0, confidence, 1, _sunk(panel, model))
+        for panel, model, text, shared in contrasts
     ]
     return made + not_made(gaps, len(made))
 

@@ -118,7 +118,7 @@ class Panel:
     def unresolved(self, model: str) -> bool:
         """Is every average of this model within noise of its floor: the metric's, or that of the commonest class?"""
         known = [p.at_floor for (v, m), p in self.pools.items() if m == model and v != "majority" and p.used]
-        return bool(known) and all(state is True for state in known)
+        return bool(known) and all(known)
 
 
 def panels(collected: Collected, reference: bool = True, also: Sequence[str] = ()) -> list[Panel]:
@@ -178,8 +178,7 @@ def _pool(seeds: dict[int, list[dict]], metric: str, items: dict, formula: Formu
     mark = "".join(dict.fromkeys("".join(run.mark for run in used)))
     n_items = counts.pop() if len(counts) == 1 else None
     values = _item_values(stacked, formula)
-    sunk = _at_floor(chosen, floor, average.mean, error)
-    sunk = True if _near_floor_over_seeds(values, floor) else sunk
+    sunk = _near_floor_over_seeds(values, floor) or _at_floor(chosen, floor, average.mean, error)
     return Pool(runs, average, interval, tuple(run.seed for run in used), mark, n_items, sunk, values)
 
 
@@ -268,7 +267,7 @@ def _near_floor_over_seeds(values: ItemValues | None, floor: float | None) -> bo
 
     if floor is None or values is None or len(values.values) < LEAST_SEEDS:
         return False
-    return paired_difference(values.values, np.full_like(values.values, floor)).low <= 0
+    return bool(paired_difference(values.values, np.full_like(values.values, floor)).low <= 0)
 
 
 def _by_run(items: pd.DataFrame) -> dict[tuple, pd.DataFrame]:

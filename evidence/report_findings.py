@@ -50,6 +50,8 @@ def what_to_use(scores: Sequence[ScoreRow], costs: Sequence[CostRow]) -> str:
             first[row.method] = first.get(row.method, 0) + _among_best(row)
     entered = {method: sum(any(r.method == method for r in rows) for rows in contests) for method in first}
     always = [m for m, wins in first.items() if wins == entered[m] == len(contests)]
+    if not any(first.values()):
+        return "Nothing can be recommended: no method that is among the best is above its floor."
     if not always:
         best = max(first, key=lambda method: first[method])
         return (

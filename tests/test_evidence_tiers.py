@@ -174,5 +174,5 @@ def test_a_mean_that_other_seeds_might_have_put_at_the_floor_lies_there():
         return ItemValues(values, tuple(map(str, range(200))))
 
     near = _near_floor_over_seeds
-    assert near(scored(32.0, 60.0, 46.0), 33.3) and not near(scored(45.5, 46.0, 46.5), 33.3)
+    assert near(scored(32.0, 60.0, 46.0), 33.3) is True and not near(scored(45.5, 46.0, 46.5), 33.3)
     assert not near(scored(32.0, 60.0), 33.3) and not near(scored(32.0, 60.0, 46.0), None) and not near(None, 33.3)

@@ -118,6 +118,7 @@ def test_what_is_told_worse_than_the_reference_or_at_its_floor_is_not_recommende
     costs = [cost(name, whole, 100.0) for name, whole in (("lora-r8", 10.0), ("smt", 5.0), ("urnn", 1.0))]
     rows[0].difference = None
     assert what_to_use(rows, costs).startswith("lora-r8: the only method")
+    assert what_to_use(rows[1:], costs).startswith("Nothing can be recommended")
 
 
 def test_at_the_floor_the_likelihood_of_the_right_answers_is_told():
